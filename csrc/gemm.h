@@ -1,0 +1,106 @@
+/* gemm.h - products of activations with packed weights, y = x W^T.
+ *
+ * Weights are packed once, at load, into panels of 16 outputs that every route
+ * can read, so there is one copy of them in memory:
+ *
+ *   float32   panel p, input k, lane j  ->  data[(p*K + k)*16 + j]
+ *   bfloat16  panel p, pair q, lane j   ->  data[((p*K2 + q)*16 + j)*2 + (k&1)]
+ *             with k = 2q, 2q+1 and K2 = ceil(K/2); the odd tail is zero
+ *
+ * where output n = 16p + j; outputs beyond N are zero. In oneDNN's words this is
+ * BA16a16b and BA16a16b2a of the [K, N] matrix (K padded to 16 for the route
+ * that needs it). Activations and results are float32; sums are in float32.
+ *
+ * Same bits. A row of y depends on that row of x alone: not on the number of
+ * rows, their order, the threads or the part of N that is asked for. Every
+ * route keeps this by itself. Two routes may differ from each other in the last
+ * bits, so a route is chosen per (machine, dtype, shape, phase), never by the
+ * number of rows:
+ *
+ *   tile      own kernels (AVX2 or AVX-512): each y[r][n] is one chain of fused
+ *             multiply-adds over k = 0..K-1, starting from 0 (or from y, when
+ *             accumulating), whatever the blocking. bfloat16 weights are
+ *             widened in registers, exactly.
+ *   onednn    dnnl matmul on blocks of fixed size. For bfloat16 the
+ *             activations are rounded to bfloat16 first (that is what makes it
+ *             fast where the machine has the instruction).
+ *
+ * int8 comes as a third dtype with its own panels and routes; nothing outside
+ * gemm.c and its kernels knows what a panel looks like, except attention.c,
+ * which lays out its cache as float32 panels (bon_panel_*, below).
+ */
+#ifndef BON_GEMM_H
+#define BON_GEMM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+#define BON_PANEL 16 /* outputs per panel: one AVX-512 register of float32 */
+
+typedef enum { BON_F32, BON_BF16, BON_F16 } bon_dtype; /* F16: source only */
+size_t bon_dtype_size(bon_dtype dtype);
+float bon_bf16_to_f32(uint16_t x);
+uint16_t bon_f32_to_bf16(float x); /* round to nearest even, NaN stays NaN */
+
+typedef enum { BON_PREFILL, BON_DECODE, BON_PHASES } bon_phase;
+typedef enum { BON_ROUTE_TILE, BON_ROUTE_ONEDNN, BON_ROUTES } bon_route;
+const char *bon_route_name(bon_route route);
+
+typedef struct bon_matrix bon_matrix; /* packed weights W [n outputs, k inputs] */
+
+/* An all-zero packed matrix; fill it with rows. dtype: BON_F32 or BON_BF16. */
+BON_MUST_CHECK bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype,
+                                            bon_matrix **out);
+void bon_matrix_destroy(bon_matrix *matrix); /* accepts NULL */
+
+/* Packs src [rows, k], row-major, of any dtype, as outputs first..first+rows-1.
+ * Conversions round to nearest even. BON_ERR_DOMAIN if the rows do not fit. */
+BON_MUST_CHECK bon_status bon_matrix_fill(bon_matrix *matrix, size_t first,
+                                          const void *src, bon_dtype src_dtype,
+                                          size_t rows, int threads);
+/* Unpacks output `row` as float32 [k]: an embedding lookup. */
+void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out);
+size_t bon_matrix_bytes(const bon_matrix *matrix);
+size_t bon_matrix_outputs(const bon_matrix *matrix);
+size_t bon_matrix_inputs(const bon_matrix *matrix);
+
+/* Which route serves a phase. Setting one that the machine, the dtype or the
+ * build cannot serve is BON_ERR_BACKEND. Default: tile in both. */
+bool bon_route_available(bon_route route, bon_dtype dtype);
+BON_MUST_CHECK bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase,
+                                               bon_route route);
+bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase);
+
+/* y[r][j] = sum_k x[r][k] * W[j][k] for r < rows, j < n.
+ *   x  [rows, ldx >= k]   y  [rows, ldy >= n]; they do not overlap
+ * Deterministic for any number of threads. BON_ERR_BACKEND from oneDNN only. */
+BON_MUST_CHECK bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase,
+                                              const float *x, size_t rows, size_t ldx,
+                                              float *y, size_t ldy, int threads);
+
+/* Single-thread product with bare float32 panels (attention's cache).
+ *   panels  count panels of [k][16], panel p at panels + p*stride (in floats)
+ *   y       [rows, ldy]; panel p writes columns 16p..16p+15
+ *   accumulate  continue the chains from y instead of from 0 */
+void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t k,
+                        const float *x, size_t rows, size_t ldx,
+                        float *y, size_t ldy, bool accumulate);
+
+/* Seconds that one product takes by a route now: best of `repeats`, with `rows`
+ * rows of noise as x. Used once per shape at load to choose. */
+BON_MUST_CHECK bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route,
+                                             size_t rows, int repeats, int threads,
+                                             double *seconds);
+
+/* What this build and machine offer, for show_config. Static strings. */
+const char *bon_gemm_isa(void);     /* kernels in use: "avx2" | "avx512" */
+const char *bon_onednn_isa(void);   /* oneDNN's effective instruction set */
+const char *bon_onednn_version(void);
+
+/* false where the processor lacks AVX2 and FMA: nothing else may be called. */
+bool bon_cpu_supported(void);
+
+#endif /* BON_GEMM_H */
