@@ -1,0 +1,77 @@
+# Developer commands. Users only need `pip install .`; see CONTRIBUTING.md for the setup.
+
+PYTHON ?= python3
+WARN    = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror
+SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+PRELOAD = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)"
+
+# The core as a library of sanitized objects: a test links the members it needs.
+CORE    = $(patsubst csrc/%.c,build/ctest/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
+CTESTS  = $(patsubst tests/c/%.c,build/ctest/%,$(wildcard tests/c/test_*.c))
+ENGINE  = -mavx2 -mfma -mf16c -fopenmp
+ASAN_TESTS ?= tests/test_estimators.py tests/test_select.py
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help build test ctest asan fuzz lint stubs bench clean
+
+help:
+	@echo "make build   compile the extensions in place, warnings are errors"
+	@echo "make test    build, then the Python tests, doctests and stub checks"
+	@echo "make ctest   the core alone (no Python), under ASan, UBSan and LSan"
+	@echo "make asan    ASAN_TESTS with the extensions under ASan and UBSan"
+	@echo "make fuzz    10 000 mutated model files, under ASan, UBSan and LSan"
+	@echo "make lint    ruff"
+	@echo "make stubs   build, then the .pyi files against the modules"
+	@echo "make bench   the benchmarks (benchmarks/README.md)"
+	@echo "make clean"
+
+# One build folder per set of flags: setuptools rebuilds on newer sources, not on
+# other flags, and would put sanitized objects into the next wheel.
+build:
+	@rm -f bonaware/*.so
+	BON_DEV=1 $(PYTHON) setup.py -q build_ext --inplace \
+		--build-temp build/dev --build-lib build/dev
+
+test: build
+	$(PYTHON) -m pytest
+
+ctest: $(CTESTS)
+	@for t in $^; do echo "$$t" && ./$$t || exit 1; done
+
+build/ctest/onednn:
+	@mkdir -p $(@D)
+	$(PYTHON) setup.py -q onednn > $@
+
+# These two know no processor: they choose their kernels at run time.
+build/ctest/estimators.o build/ctest/select.o: ENGINE =
+
+build/ctest/%.o: csrc/%.c $(wildcard csrc/*.h) build/ctest/onednn
+	$(CC) $(WARN) $(SAN) $(ENGINE) -c -o $@ $< @build/ctest/onednn
+
+build/ctest/libcore.a: $(CORE)
+	@rm -f $@
+	@$(AR) rcs $@ $^
+
+build/ctest/%: tests/c/%.c tests/c/check.h build/ctest/libcore.a
+	$(CC) $(WARN) $(SAN) -Icsrc -o $@ $< build/ctest/libcore.a @build/ctest/onednn -fopenmp -lm
+
+# Python itself leaks by design at exit, so leaks are looked for in ctest.
+# PYTHONMALLOC: inside Python's own arenas ASan is blind. --capture: the report goes
+# to file descriptor 2, which pytest would swallow.
+asan:
+	@rm -f bonaware/*.so
+	BON_DEV=1 BON_SANITIZE=1 $(PYTHON) setup.py -q build_ext --inplace \
+		--build-temp build/asan --build-lib build/asan
+	$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		$(PYTHON) -m pytest --capture=sys $(ASAN_TESTS)
+	@rm -f bonaware/*.so
+
+lint:
+	$(PYTHON) -m ruff check .
+
+stubs: build
+	$(PYTHON) -m pytest tests/test_stubs.py
+
+clean:
+	rm -rf build *.egg-info bonaware/*.so bonaware/.libs

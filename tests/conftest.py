@@ -1,0 +1,29 @@
+"""What all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of recorded data (BONAWARE_DATA, or ../shared/data). Its files are untrusted."""
+    path = Path(os.environ.get("BONAWARE_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no recorded data: {path} is not a folder; set BONAWARE_DATA")
+    return path
+
+
+def pytest_addoption(parser):
+    parser.addoption("--network", action="store_true", help="also run tests that download packages")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--network"):
+        return
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.skip(reason="downloads packages; run with --network"))
