@@ -1,0 +1,385 @@
+/* gemm.c - packed weights, and the routes that multiply with them.
+ *
+ * Tile route: panels are dealt to the threads in groups. Within a group rows
+ * and inputs are blocked so that a block of x stays in the L2 cache while all
+ * panels of the group pass over it; the chains of the kernels go on through y,
+ * so blocking does not show in the bits.
+ */
+#define _DEFAULT_SOURCE /* madvise and MAP_ANONYMOUS */
+#include "gemm.h"
+
+#include <dnnl.h>
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "kernels.h"
+
+#define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
+#define ROW_BLOCK 96            /* rows of x that are worked on together */
+#define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB, part of the smallest L2 */
+#define GROUP 8                 /* panels dealt to a thread at a time */
+#define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */
+#define HUGE_PAGE ((size_t)2 << 20)
+
+struct bon_matrix {
+    size_t n, k;
+    size_t panels, padded_k; /* ceil(n/16); k rounded up to K_ALIGN */
+    bon_dtype dtype;
+    bon_route route[BON_PHASES];
+    void *data;
+    void *base; /* of the mapping, or NULL if data is from aligned_alloc */
+    size_t bytes;
+};
+
+static size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* -- numbers --------------------------------------------------------------- */
+
+size_t bon_dtype_size(bon_dtype dtype) { return dtype == BON_F32 ? 4 : 2; }
+
+static float float_of(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+float bon_bf16_to_f32(uint16_t x) { return float_of((uint32_t)x << 16); }
+
+/* A NaN keeps its sign and upper payload and becomes quiet: rounding could
+ * carry it into infinity, and cutting could leave no payload. */
+uint16_t bon_f32_to_bf16(float x)
+{
+    const uint32_t bits = bits_of(x);
+    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const uint32_t quiet = bits >> 16 | 0x40u;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+/* -- life ------------------------------------------------------------------ */
+
+const char *bon_route_name(bon_route route)
+{
+    return route == BON_ROUTE_TILE ? "tile" : "onednn";
+}
+
+/* Zeroed memory. Large blocks are mapped, so that pages exist from their first
+ * write on, and start at a huge page: the walk over weights then misses the TLB
+ * five hundred times less often. */
+static bon_status allocate(bon_matrix *m)
+{
+    if (m->bytes < 2 * HUGE_PAGE) {
+        m->data = aligned_alloc(64, round_up(m->bytes, 64));
+        if (!m->data) return BON_ERR_MEMORY;
+        memset(m->data, 0, m->bytes);
+        return BON_OK;
+    }
+    if (m->bytes > SIZE_MAX - HUGE_PAGE) return BON_ERR_MEMORY;
+    void *base = mmap(NULL, m->bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return BON_ERR_MEMORY;
+    m->base = base;
+    m->data = (char *)base + (HUGE_PAGE - (uintptr_t)base % HUGE_PAGE) % HUGE_PAGE;
+    /* Advice only: without huge pages the product is slower and still right. */
+    (void)madvise(m->data, m->bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    return BON_OK;
+}
+
+bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **out)
+{
+    *out = NULL;
+    if (n == 0 || k == 0 || (dtype != BON_F32 && dtype != BON_BF16)) return BON_ERR_DOMAIN;
+    size_t bytes;
+    if (n > SIZE_MAX - BON_PANEL || k > SIZE_MAX - K_ALIGN
+        || __builtin_mul_overflow(round_up(n, BON_PANEL), round_up(k, K_ALIGN), &bytes)
+        || __builtin_mul_overflow(bytes, bon_dtype_size(dtype), &bytes))
+        return BON_ERR_MEMORY;
+    bon_matrix *m = calloc(1, sizeof *m);
+    if (!m) return BON_ERR_MEMORY;
+    m->n = n;
+    m->k = k;
+    m->panels = round_up(n, BON_PANEL) / BON_PANEL;
+    m->padded_k = round_up(k, K_ALIGN);
+    m->dtype = dtype;
+    m->bytes = bytes;
+    const bon_status status = allocate(m);
+    if (status != BON_OK) {
+        bon_matrix_destroy(m);
+        return status;
+    }
+    *out = m;
+    return BON_OK;
+}
+
+void bon_matrix_destroy(bon_matrix *matrix)
+{
+    if (!matrix) return;
+    if (matrix->base)
+        munmap(matrix->base, matrix->bytes + HUGE_PAGE);
+    else
+        free(matrix->data);
+    free(matrix);
+}
+
+size_t bon_matrix_bytes(const bon_matrix *matrix) { return matrix->bytes; }
+size_t bon_matrix_outputs(const bon_matrix *matrix) { return matrix->n; }
+size_t bon_matrix_inputs(const bon_matrix *matrix) { return matrix->k; }
+
+/* -- packing --------------------------------------------------------------- */
+
+/* A panel is a transposition of 32-bit words: one float32, or a pair of
+ * neighbouring bfloat16. Rows are converted into a small buffer of words, which
+ * stays in the L1 cache while it is turned into lines of 16 lanes. */
+#define PACK_WORDS 64
+
+static size_t inputs_per_word(bon_dtype dtype) { return dtype == BON_F32 ? 1 : 2; }
+
+static void to_f32(const char *src, bon_dtype dtype, size_t count, float *out)
+{
+    uint16_t half[2 * PACK_WORDS];
+    if (dtype == BON_F32) {
+        memcpy(out, src, count * sizeof *out);
+        return;
+    }
+    memcpy(half, src, count * sizeof *half);
+    if (dtype == BON_BF16)
+        for (size_t i = 0; i < count; i++) out[i] = bon_bf16_to_f32(half[i]);
+    else
+        for (size_t i = 0; i < count; i++) out[i] = _cvtsh_ss(half[i]);
+}
+
+/* `count` inputs of one row as words of the packed dtype, the last one padded with 0. */
+static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dtype dtype,
+                     uint32_t *words)
+{
+    float f[2 * PACK_WORDS];
+    uint16_t b[2 * PACK_WORDS] = {0};
+    if (dtype == BON_F32) {
+        to_f32(src, src_dtype, count, f);
+        memcpy(words, f, count * sizeof *f);
+        return;
+    }
+    if (src_dtype == BON_BF16) {
+        memcpy(b, src, count * sizeof *b);
+    } else {
+        to_f32(src, src_dtype, count, f);
+        for (size_t i = 0; i < count; i++) b[i] = bon_f32_to_bf16(f[i]);
+    }
+    memcpy(words, b, (count + 1) / 2 * sizeof *words);
+}
+
+/* Rows lane..lane+rows-1 of one panel. */
+static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t rows,
+                       const char *src, bon_dtype src_dtype)
+{
+    const size_t per_word = inputs_per_word(m->dtype), step = PACK_WORDS * per_word;
+    const size_t size = bon_dtype_size(src_dtype);
+    uint32_t *out = (uint32_t *)m->data + panel * (m->padded_k / per_word) * BON_PANEL + lane;
+    uint32_t words[BON_PANEL][PACK_WORDS];
+    for (size_t k = 0; k < m->k; k += step) {
+        const size_t count = smaller(step, m->k - k);
+        const size_t used = (count + per_word - 1) / per_word;
+        for (size_t r = 0; r < rows; r++)
+            to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype, words[r]);
+        for (size_t w = 0; w < used; w++, out += BON_PANEL)
+            for (size_t r = 0; r < rows; r++) out[r] = words[r][w];
+    }
+}
+
+bon_status bon_matrix_fill(bon_matrix *matrix, size_t first, const void *src,
+                           bon_dtype src_dtype, size_t rows, int threads)
+{
+    if (first > matrix->n || rows > matrix->n - first) return BON_ERR_DOMAIN;
+    if (rows == 0) return BON_OK;
+    const long low = (long)(first / BON_PANEL), high = (long)((first + rows - 1) / BON_PANEL);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && high > low)
+    for (long p = low; p <= high; p++) {
+        const size_t begin = (size_t)p * BON_PANEL;
+        const size_t from = begin > first ? begin : first;
+        const size_t to = smaller(begin + BON_PANEL, first + rows);
+        pack_panel(matrix, (size_t)p, from - begin, to - from,
+                   (const char *)src + (from - first) * matrix->k * bon_dtype_size(src_dtype),
+                   src_dtype);
+    }
+    return BON_OK;
+}
+
+void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out)
+{
+    const size_t start = row / BON_PANEL * matrix->padded_k * BON_PANEL, lane = row % BON_PANEL;
+    if (matrix->dtype == BON_F32) {
+        const float *panel = (const float *)matrix->data + start;
+        for (size_t k = 0; k < matrix->k; k++) out[k] = panel[k * BON_PANEL + lane];
+    } else {
+        const uint16_t *panel = (const uint16_t *)matrix->data + start;
+        for (size_t k = 0; k < matrix->k; k++)
+            out[k] = bon_bf16_to_f32(panel[(k / 2 * BON_PANEL + lane) * 2 + k % 2]);
+    }
+}
+
+/* -- the tile route -------------------------------------------------------- */
+
+static const bon_kernels *kernels(void)
+{
+    return bon_kernels_have_avx512() ? &bon_kernels_avx512 : &bon_kernels_avx2;
+}
+
+/* `count` panels from `panel` on, whole, for some rows. */
+static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, const float *x,
+                            size_t rows, size_t ldx, float *y, size_t ldy)
+{
+    const bon_kernels *kernel = kernels();
+    const size_t stride = m->padded_k * BON_PANEL, fit = X_BLOCK_FLOATS / rows;
+    const size_t step = m->k <= fit ? m->k : fit / K_ALIGN * K_ALIGN;
+    for (size_t k = 0; k < m->k; k += step) {
+        const size_t at = panel * stride + k * BON_PANEL, part = smaller(step, m->k - k);
+        if (m->dtype == BON_F32)
+            kernel->f32((const float *)m->data + at, count, stride, part, x + k, rows, ldx,
+                        y, ldy, k > 0);
+        else
+            kernel->bf16((const uint16_t *)m->data + at, count, stride, part, x + k, rows,
+                         ldx, y, ldy, k > 0);
+    }
+}
+
+/* Panels first..last-1. The last panel of the matrix may be wider than y. */
+static void multiply_group(const bon_matrix *m, size_t first, size_t last, const float *x,
+                           size_t rows, size_t ldx, float *y, size_t ldy)
+{
+    const size_t whole = smaller(last, m->n / BON_PANEL);
+    if (whole > first)
+        multiply_panels(m, first, whole - first, x, rows, ldx, y + first * BON_PANEL, ldy);
+    if (whole < last) {
+        float tail[ROW_BLOCK * BON_PANEL];
+        const size_t width = m->n - whole * BON_PANEL;
+        multiply_panels(m, whole, 1, x, rows, ldx, tail, BON_PANEL);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(y + r * ldy + whole * BON_PANEL, tail + r * BON_PANEL, width * sizeof *y);
+    }
+}
+
+static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size_t ldx,
+                          float *y, size_t ldy, int threads)
+{
+    const long groups = (long)((m->panels + GROUP - 1) / GROUP);
+    const bool serial = threads == 1 || groups == 1 || m->n * m->k < SERIAL_WORK / rows;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
+    for (long g = 0; g < groups; g++) {
+        const size_t first = (size_t)g * GROUP, last = smaller(first + GROUP, m->panels);
+        for (size_t r = 0; r < rows; r += ROW_BLOCK)
+            multiply_group(m, first, last, x + r * ldx, smaller(ROW_BLOCK, rows - r), ldx,
+                           y + r * ldy, ldy);
+    }
+}
+
+void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t k,
+                        const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
+                        bool accumulate)
+{
+    kernels()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, accumulate);
+}
+
+/* -- routes ---------------------------------------------------------------- */
+
+bool bon_route_available(bon_route route, bon_dtype dtype)
+{
+    return route == BON_ROUTE_TILE && dtype != BON_F16;
+}
+
+bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase, bon_route route)
+{
+    if (!bon_route_available(route, matrix->dtype)) return BON_ERR_BACKEND;
+    matrix->route[phase] = route;
+    return BON_OK;
+}
+
+bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase)
+{
+    return matrix->route[phase];
+}
+
+bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase, const float *x,
+                               size_t rows, size_t ldx, float *y, size_t ldy, int threads)
+{
+    (void)phase;
+    if (rows == 0) return BON_OK;
+    multiply_tile(matrix, x, rows, ldx, y, ldy, threads);
+    return BON_OK;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route, size_t rows, int repeats,
+                              int threads, double *seconds)
+{
+    const bon_route saved = matrix->route[BON_DECODE];
+    bon_status status = bon_matrix_set_route(matrix, BON_DECODE, route);
+    if (status != BON_OK) return status;
+    float *x = malloc(rows * matrix->k * sizeof *x), *y = malloc(rows * matrix->n * sizeof *y);
+    if (!x || !y) status = BON_ERR_MEMORY;
+    if (status == BON_OK)
+        for (size_t i = 0; i < rows * matrix->k; i++)
+            x[i] = (float)(i * 2654435761u % 1024) / 512.0f - 1.0f;
+    for (int i = 0; status == BON_OK && i < repeats; i++) {
+        const double start = now();
+        status = bon_matrix_multiply(matrix, BON_DECODE, x, rows, matrix->k, y, matrix->n,
+                                     threads);
+        const double taken = now() - start;
+        if (i == 0 || taken < *seconds) *seconds = taken;
+    }
+    free(x);
+    free(y);
+    matrix->route[BON_DECODE] = saved;
+    return status;
+}
+
+/* -- what is here ---------------------------------------------------------- */
+
+bool bon_cpu_supported(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+const char *bon_gemm_isa(void) { return kernels()->isa; }
+
+const char *bon_onednn_isa(void)
+{
+    switch (dnnl_get_effective_cpu_isa()) {
+    case dnnl_cpu_isa_sse41: return "sse41";
+    case dnnl_cpu_isa_avx: return "avx";
+    case dnnl_cpu_isa_avx2: return "avx2";
+    case dnnl_cpu_isa_avx2_vnni: return "avx2_vnni";
+    case dnnl_cpu_isa_avx2_vnni_2: return "avx2_vnni_2";
+    case dnnl_cpu_isa_avx512_core: return "avx512_core";
+    case dnnl_cpu_isa_avx512_core_vnni: return "avx512_core_vnni";
+    case dnnl_cpu_isa_avx512_core_bf16: return "avx512_core_bf16";
+    case dnnl_cpu_isa_avx512_core_fp16: return "avx512_core_fp16";
+    case dnnl_cpu_isa_avx512_core_amx: return "avx512_core_amx";
+    case dnnl_cpu_isa_avx512_core_amx_fp16: return "avx512_core_amx_fp16";
+    default: return "other";
+    }
+}
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+const char *bon_onednn_version(void)
+{
+    return TEXT(DNNL_VERSION_MAJOR) "." TEXT(DNNL_VERSION_MINOR) "." TEXT(DNNL_VERSION_PATCH);
+}

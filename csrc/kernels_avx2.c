@@ -1,0 +1,38 @@
+/* kernels_avx2.c - the tile kernels with 16 registers of 8 float32. */
+#include "kernels.h"
+
+#include <immintrin.h>
+
+typedef __m256 vec;
+#define LANES 8
+#define TILE 12
+#define BULK 1
+#define vec_zero _mm256_setzero_ps
+#define vec_load _mm256_loadu_ps
+#define vec_store _mm256_storeu_ps
+#define vec_set1 _mm256_set1_ps
+#define vec_fma _mm256_fmadd_ps
+
+static inline vec vec_load_pairs(const uint16_t *from)
+{
+    return _mm256_loadu_ps((const float *)from);
+}
+static inline vec vec_even(vec pair)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pair), 16));
+}
+static inline vec vec_odd(vec pair)
+{
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+    return _mm256_and_ps(pair, _mm256_castsi256_ps(high));
+}
+
+#include "kernels_tile.h"
+
+const bon_kernels bon_kernels_avx2 = {"avx2", f32, bf16};
+
+bool bon_kernels_have_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+           && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}

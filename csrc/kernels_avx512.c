@@ -1,0 +1,32 @@
+/* kernels_avx512.c - the tile kernels with 32 registers of 16 float32.
+ *
+ * Entered only where bon_kernels_have_avx512() says so. */
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#include "kernels.h"
+
+#include <immintrin.h>
+
+typedef __m512 vec;
+#define LANES 16
+#define TILE 24
+#define BULK 2
+#define vec_zero _mm512_setzero_ps
+#define vec_load _mm512_loadu_ps
+#define vec_store _mm512_storeu_ps
+#define vec_set1 _mm512_set1_ps
+#define vec_fma _mm512_fmadd_ps
+
+static inline vec vec_load_pairs(const uint16_t *from) { return _mm512_loadu_ps(from); }
+static inline vec vec_even(vec pair)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pair), 16));
+}
+static inline vec vec_odd(vec pair)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pair), high));
+}
+
+#include "kernels_tile.h"
+
+const bon_kernels bon_kernels_avx512 = {"avx512", f32, bf16};
