@@ -20,25 +20,16 @@ import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import numpy
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The core files of bonaware._engine. All but the last are compiled for AVX2; the last
-# sets its own target and is entered only where the processor has it.
-ENGINE = [
-    "weights.c",
-    "rng.c",
-    "sample.c",
-    "gemm.c",
-    "cache.c",
-    "attention.c",
-    "model.c",
-    "decode.c",
-    "kernels_avx2.c",
-    "kernels_avx512.c",
-]
+# Modules of pure array mathematics: csrc/py_X.c + csrc/X.c. Every other file of csrc/
+# belongs to the engine, which is compiled for AVX2; kernels_avx512.c sets its own target
+# and is entered only where the processor has it.
+PURE = ["estimators", "select"]
 LIBDNNL = "libdnnl.so.3"
 
 # -std=c11 also switches the silent contraction of a*b + c off: results do not depend
@@ -88,12 +79,13 @@ def why_no_engine() -> str | None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"it needs Linux on x86-64, this is {platform.system()} on {platform.machine()}"
     if onednn_prefix() is None:
-        return "it needs oneDNN: install onednn-devel-cpu-gomp and onednn-cpu-gomp, or set ONEDNN_ROOT"
+        return "it needs oneDNN: install onednn-devel-cpu-gomp, onednn-cpu-gomp or set ONEDNN_ROOT"
     return None
 
 
 def extension(name: str, sources: list[str], **more) -> Extension:
-    isystem = [arg for path in [*headers, *more.pop("headers", [])] for arg in ("-isystem", str(path))]
+    paths = [*headers, *more.pop("headers", [])]
+    isystem = [arg for path in paths for arg in ("-isystem", str(path))]
     return Extension(
         f"bonaware._{name}",
         [f"csrc/{source}" for source in sources],
@@ -108,9 +100,10 @@ def extension(name: str, sources: list[str], **more) -> Extension:
 
 def engine() -> Extension:
     prefix = onednn_prefix()
+    pure = {f"{start}{name}.c" for name in PURE for start in ("", "py_")}
     return extension(
         "engine",
-        ["py_engine.c", "py_weights.c", *ENGINE],
+        sorted(path.name for path in Path("csrc").glob("*.c") if path.name not in pure),
         headers=[prefix / "include"],
         cflags=["-mavx2", "-mfma", "-mf16c", "-fopenmp"],
         ldflags=["-fopenmp", "-Wl,-rpath,$ORIGIN/.libs"],
@@ -119,14 +112,14 @@ def engine() -> Extension:
 
 
 def extensions() -> list[Extension]:
-    chosen = os.environ.get("BON_ONLY", "estimators,select,engine").split(",")
-    built = [extension(name, [f"py_{name}.c", f"{name}.c"]) for name in ("estimators", "select")]
-    if "engine" in chosen:
-        if reason := why_no_engine():
-            print(f"bonaware is built without its engine: {reason}", file=sys.stderr)
-        else:
-            built.append(engine())
-    return [ext for ext in built if ext.name.removeprefix("bonaware._") in chosen]
+    chosen = os.environ.get("BON_ONLY", ",".join([*PURE, "engine"])).split(",")
+    built = [extension(name, [f"py_{name}.c", f"{name}.c"]) for name in PURE if name in chosen]
+    if "engine" not in chosen:
+        return built
+    if reason := why_no_engine():
+        print(f"bonaware is built without its engine: {reason}", file=sys.stderr)
+        return built
+    return [*built, engine()]
 
 
 class BuildExt(build_ext):
@@ -135,10 +128,16 @@ class BuildExt(build_ext):
     def run(self) -> None:
         super().run()
         for source, target in self.bundled():
-            Path(target).parent.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
 
+    def get_output_mapping(self) -> dict[str, str]:
+        folder = Path(self.build_lib, "bonaware", ".libs")
+        bundled = {str(folder / target.name): str(target) for _, target in self.bundled()}
+        return super().get_output_mapping() | bundled
+
     def bundled(self) -> list[tuple[Path, Path]]:
+        """What to copy, and to where."""
         if not any(ext.name == "bonaware._engine" for ext in self.extensions):
             return []
         prefix = onednn_prefix()
@@ -154,7 +153,7 @@ class BuildExt(build_ext):
 class OneDNN(Command):
     """Prints the compiler arguments that build and run a program with oneDNN."""
 
-    user_options = []
+    user_options: ClassVar = []
 
     def initialize_options(self) -> None: ...
 
