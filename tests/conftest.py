@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny import tiny  # noqa: F401 (a fixture for all tests)
 
 ROOT = Path(__file__).parents[1]
 
