@@ -84,6 +84,7 @@ def _compile(source: str) -> jinja2.Template:
     environment.filters.update(tojson=_tojson)
     environment.filters = {name: _careful(f) for name, f in environment.filters.items()}
     environment.filters.update(bounded=_bounded, steps=environment.steps)
+    del environment.globals["lipsum"]  # its loops are its own, nothing could stop them
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=lambda form: datetime.now().strftime(form),
@@ -126,10 +127,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context, function, /, *args, **kwargs):
         self.check_time()
-        if getattr(function, "__name__", "") in ("format", "format_map"):
-            _check_format(function.__self__)
         _check_numbers(*args, *kwargs.values())
         return _bounded(super().call(context, function, *args, **kwargs))
+
+    def wrap_str_format(self, value):
+        if getattr(value, "__name__", "") in ("format", "format_map"):
+            _check_format(getattr(value, "__self__", None))
+        return super().wrap_str_format(value)
 
     def call_binop(self, context, operator, left, right):
         self.check_time()
@@ -176,10 +180,10 @@ def _tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False
 
 
 def _size(value: Any) -> int:
-    """Length of a str or list; the magnitude of an int."""
-    if isinstance(value, int):
-        return abs(value)
-    return len(value) if isinstance(value, (str, list, tuple)) else 1
+    """Length of a str or list; the value of a number."""
+    if isinstance(value, (str, list, tuple)):
+        return len(value)
+    return abs(value) if isinstance(value, int) else 1
 
 
 def _careful(function: Callable[..., Any]) -> Callable[..., Any]:
