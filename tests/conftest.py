@@ -1,10 +1,11 @@
 """What all tests share."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
-from tiny import tiny  # noqa: F401 (a fixture for all tests)
+from tiny import cached_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +17,12 @@ def data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no recorded data: {path} is not a folder; set BONAWARE_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A function: name of a model of tiny.py and options -> its folder, written once."""
+    return partial(cached_checkpoint, tmp_path_factory.getbasetemp() / "tiny")
 
 
 def pytest_addoption(parser):

@@ -16,7 +16,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 CONTEXT = 256
 
@@ -223,7 +222,8 @@ MERGES = [("a", "b"), ("b", "a"), ("b", "b"), ("ab", "b")]
 
 def write_tokenizer(folder):
     """A byte-pair tokenizer over PIECES (11 tokens, as many as the model "counting" has)."""
-    tokenizers = pytest.importorskip("tokenizers", reason="needs the tokenizers package")
+    import tokenizers
+
     model = tokenizers.models.BPE({piece: i for i, piece in enumerate(PIECES)}, MERGES)
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.decoder = tokenizers.decoders.Fuse()
@@ -231,21 +231,18 @@ def write_tokenizer(folder):
     tokenizer.save(str(Path(folder) / "tokenizer.json"))
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """A function: name of a model and options of write_checkpoint -> folder, written once."""
-    base = tmp_path_factory.getbasetemp() / "tiny"
+def cached_checkpoint(base, name, *, old=False, tokenizer=False, **options):
+    """The folder, below base, of a model of MODELS; written when it is first asked for.
 
-    def folder(name, *, old=False, tokenizer=False, **options):
-        label = [name, "old" * old, "tokenizer" * tokenizer]
-        label += [f"{key}={value}" for key, value in options.items()]
-        path = base / "-".join(filter(None, label)).replace(" ", "")
-        if not path.exists():
-            config = old_spelling(MODELS[name]) if old else MODELS[name]
-            scale = LOGIT_SCALE.get(name, 3.5)
-            write_checkpoint(path, config, **{"logit_scale": scale, **options})
-            if tokenizer:
-                write_tokenizer(path)
-        return path
-
-    return folder
+    old: in the spelling of transformers 4. tokenizer: with one. The rest: write_checkpoint.
+    """
+    label = [name, "old" * old, "tokenizer" * tokenizer]
+    label += [f"{key}={value}" for key, value in options.items()]
+    path = base / "-".join(filter(None, label)).replace(" ", "")
+    if not path.exists():
+        config = old_spelling(MODELS[name]) if old else MODELS[name]
+        scale = LOGIT_SCALE.get(name, 3.5)
+        write_checkpoint(path, config, **{"logit_scale": scale, **options})
+        if tokenizer:
+            write_tokenizer(path)
+    return path

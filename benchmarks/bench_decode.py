@@ -1,0 +1,313 @@
+"""Decoding speed and memory of bonaware beside transformers on torch, in the same run.
+
+    python benchmarks/make_checkpoint.py llama-1b /data/llama-1b
+    python benchmarks/bench_decode.py /data/llama-1b --json decode.json
+
+Both draw n samples of one random prompt at temperature 1 with the same number of threads. Measured
+is decoding alone, by the wall clock: new tokens after the first, over the seconds they took.
+
+  bonaware      generate() twice, with 1 + new tokens and with 1; the difference of their seconds.
+  transformers  in bfloat16 and in float32. The prompt runs once (not n times, as generate would)
+                and its cache is expanded to n; then a bare loop: forward, softmax, multinomial.
+                generate() does more per token, so this is its upper bound.
+
+Each side lives in a process of its own that loads the model once; only one of them works at a
+time, and they take turns. Before and behind every measurement the parent measures the machine (a
+large product and a large read); a turn during which that moved by more than 10 % is repeated, at
+most once. Reported is the median ratio of the turns with its spread, the share of the machine's
+limit max(bytes of weights / read speed, operations / product speed), and the highest resident
+memory of each process beside the weights and the cache that the task needs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+TOLERANCE = 0.10  # by which the machine may drift during a turn
+
+
+# -- the two sides: one process each, a line of JSON in, a line of JSON out ---
+
+
+def bonaware_side(path, options):
+    import numpy as np
+
+    import bonaware as bon
+
+    lm = bon.LM.load(path, dtype=options["dtype"], threads=options["threads"])
+    prompt = np.random.default_rng(0).integers(3, 1000, options["prompt"]).tolist()
+
+    def draw(new, rng):
+        start = time.perf_counter()
+        samples = lm.generate([prompt], n=options["n"], max_new_tokens=new, rng=rng)
+        seconds = time.perf_counter() - start
+        if not (samples.lengths == new).all():
+            raise RuntimeError("samples ended early: use a checkpoint without end tokens")
+        return seconds, samples.stats
+
+    def measure(rng):
+        one, _ = draw(1, rng)
+        all_of_them, stats = draw(1 + options["new"], rng)
+        return {"seconds": all_of_them - one, "prefill": stats.prefill_seconds}
+
+    return measure
+
+
+def transformers_side(path, options, dtype):
+    import copy
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(options["threads"])
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype)
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(3, 1000, (1, options["prompt"]), generator=generator)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        first = model(prompt, use_cache=True, logits_to_keep=1)
+        prefill = time.perf_counter() - start
+
+    @torch.inference_mode()
+    def measure(rng):
+        torch.manual_seed(rng)
+        cache = copy.deepcopy(first.past_key_values)
+        cache.batch_repeat_interleave(options["n"])
+        logits = first.logits[:, -1].expand(options["n"], -1)
+        tokens = torch.multinomial(torch.softmax(logits.float(), -1), 1)
+        start = time.perf_counter()
+        for _ in range(options["new"]):
+            out = model(tokens, past_key_values=cache, use_cache=True)
+            tokens = torch.multinomial(torch.softmax(out.logits[:, -1].float(), -1), 1)
+        return {"seconds": time.perf_counter() - start, "prefill": prefill}
+
+    return measure
+
+
+SIDES = {
+    "bonaware": bonaware_side,
+    "transformers bfloat16": partial(transformers_side, dtype="bfloat16"),
+    "transformers float32": partial(transformers_side, dtype="float32"),
+}
+
+
+def peak_memory():
+    """Highest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def serve(name, path, options):
+    """The child: measures once per line of input, until there is no more."""
+    measure = SIDES[name](path, options)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        result = measure(int(line))
+        print(json.dumps(result | {"peak_memory": peak_memory()}), flush=True)
+
+
+class Side:
+    """The parent's end of a child."""
+
+    def __init__(self, name, path, options):
+        arguments = [sys.executable, __file__, str(path), "--serve", name, json.dumps(options)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"])}
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=environment)
+        self.name = name
+        self.read()
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def measure(self, rng):
+        self.process.stdin.write(f"{rng}\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# -- the machine and the task -------------------------------------------------
+
+
+def machine_limits(threads, seconds=0.2):
+    """(float32 operations/s of a large product, bytes/s read), each the best within `seconds`."""
+    import numpy as np
+
+    a = np.ones((1024, 1024), np.float32)
+    parts = [np.ones(2**25, np.float32) for _ in range(threads)]  # 128 MB each
+
+    def read_all():
+        workers = [threading.Thread(target=np.dot, args=(part, part)) for part in parts]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    def best(work, amount):
+        end, least = time.perf_counter() + seconds, float("inf")
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            work()
+            least = min(least, time.perf_counter() - start)
+        return amount / least
+
+    return best(lambda: a @ a, 2 * 1024**3), best(read_all, sum(part.nbytes for part in parts))
+
+
+def task_size(config, options):
+    """Bytes of weights, bytes of cache, operations per token: what the task itself needs."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from make_checkpoint import parameters
+
+    size = {"float32": 4, "bfloat16": 2}[options["dtype"]]
+    weights = parameters(config)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    looked_up = 0 if config["tie_word_embeddings"] else config["vocab_size"] * hidden
+    head_dim = config.get("head_dim") or hidden // heads
+    kept = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    tokens = options["prompt"] + options["n"] * (options["new"] + 1)
+    seen = options["prompt"] + options["new"] / 2
+    attention = 4 * config["num_hidden_layers"] * heads * head_dim * seen
+    return {"weights": weights * size, "cache": tokens * kept * size,
+            "operations": 2 * (weights - looked_up) + attention}
+
+
+def limit_of(task, options, products, reads):
+    """Tokens/s that no program with these weights and float32 sums exceeds."""
+    step = max(task["weights"] / reads, options["n"] * task["operations"] / products)
+    return options["n"] / step
+
+
+# -- the run ------------------------------------------------------------------
+
+
+def measured_turn(sides, rng, threads):
+    """One measurement of each side, and by how much the machine drifted meanwhile."""
+    limits = [machine_limits(threads)]
+    results = {}
+    for side in sides:
+        results[side.name] = side.measure(rng)
+        limits.append(machine_limits(threads))
+    drift = max(max(column) / min(column) - 1 for column in zip(*limits, strict=True))
+    return results, [max(column) for column in zip(*limits, strict=True)], drift
+
+
+def run(path, options, turns):
+    sides = [Side(name, path, options) for name in options["sides"]]
+    rows = []
+    try:
+        for rng in range(turns + 1):
+            ordered = sides if rng % 2 else sides[::-1]
+            results, limits, drift = measured_turn(ordered, rng, options["threads"])
+            if rng and drift > TOLERANCE:
+                results, limits, drift = measured_turn(ordered, rng, options["threads"])
+            if rng:  # the first turn warms up
+                rows.append({"results": results, "limits": limits, "drift": drift})
+                show_turn(rng, rows[-1], options)
+    finally:
+        for side in sides:
+            side.close()
+    return rows
+
+
+def tokens_per_second(row, name, options):
+    return options["n"] * options["new"] / row["results"][name]["seconds"]
+
+
+def show_turn(number, row, options):
+    speeds = ", ".join(f"{name} {tokens_per_second(row, name, options):.1f} tokens/s"
+                       for name in row["results"])
+    print(f"turn {number}: {speeds}; machine drift {row['drift']:.0%}", file=sys.stderr)
+
+
+def summary(rows, config, options):
+    task = task_size(config, options)
+    result = {"options": options, "task": task, "turns": rows}
+    products, reads = (statistics.median(row["limits"][i] for row in rows) for i in (0, 1))
+    limit = limit_of(task, options, products, reads)
+    result["machine"] = {"products": products, "reads": reads, "limit": limit}
+    result["drifted"] = sum(row["drift"] > TOLERANCE for row in rows)
+    for name in options["sides"]:
+        speed = statistics.median(tokens_per_second(row, name, options) for row in rows)
+        peak = max(row["results"][name]["peak_memory"] for row in rows)
+        prefill = statistics.median(row["results"][name]["prefill"] for row in rows)
+        result[name] = {
+            "tokens_per_second": speed, "share_of_limit": speed / limit, "peak_memory": peak,
+            "memory_ratio": peak / (task["weights"] + task["cache"]),
+            "prefill_tokens_per_second": options["prompt"] / prefill,
+        }
+    peers = [name for name in options["sides"] if name != "bonaware"]
+    result["ratio"] = {}
+    for peer in peers if "bonaware" in options["sides"] else []:
+        ratios = [row["results"][peer]["seconds"] / row["results"]["bonaware"]["seconds"]
+                  for row in rows]
+        result["ratio"][peer] = {"median": statistics.median(ratios), "low": min(ratios),
+                                 "high": max(ratios)}
+    return result
+
+
+def show(result):
+    options, machine, task = result["options"], result["machine"], result["task"]
+    print(f"\n{options['dtype']}, n={options['n']}, prompt {options['prompt']}, "
+          f"{options['new']} new tokens, {options['threads']} threads; the machine: "
+          f"{machine['products'] / 1e9:.0f} GFLOP/s float32, {machine['reads'] / 1e9:.1f} GB/s, "
+          f"so at most {machine['limit']:.1f} tokens/s; weights {task['weights'] / 2**30:.2f} GiB, "
+          f"cache {task['cache'] / 2**30:.2f} GiB\n")
+    print(f"{'':22}{'decode tok/s':>14}{'of limit':>10}{'prefill tok/s':>15}{'peak GiB':>10}"
+          f"{'/ (weights + cache)':>21}")
+    for name in options["sides"]:
+        row = result[name]
+        print(f"{name:22}{row['tokens_per_second']:14.1f}{row['share_of_limit']:10.0%}"
+              f"{row['prefill_tokens_per_second']:15.0f}{row['peak_memory'] / 2**30:10.2f}"
+              f"{row['memory_ratio']:21.2f}")
+    for peer, ratio in result["ratio"].items():
+        print(f"bonaware / {peer}: {ratio['median']:.2f} ({ratio['low']:.2f} to "
+              f"{ratio['high']:.2f} in {len(result['turns'])} turns)")
+    if result["drifted"]:
+        print(f"the machine drifted by more than {TOLERANCE:.0%} in {result['drifted']} turns: "
+              "run again when nothing else runs")
+
+
+def main():
+    if sys.argv[2:3] == ["--serve"]:
+        serve(sys.argv[3], sys.argv[1], json.loads(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="folder without end tokens")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("-n", type=int, default=32, help="samples")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--new", type=int, default=64, help="new tokens that are timed")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    options = vars(parser.parse_args())
+    path, turns, output = (options.pop(name) for name in ("checkpoint", "turns", "json"))
+    config = json.loads((path / "config.json").read_text())
+    result = summary(run(path, options, turns), config, options)
+    show(result)
+    if output:
+        output.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
