@@ -1,0 +1,93 @@
+"""keywords: a text must go on from its opening so that it contains given words.
+
+For small story models without instruction following: the words are not in the prompt, only
+the selector and the reward know them. The problems beside this file, keywords.jsonl, were
+written for this project. Reward 1 if every word occurs as a whole word, in any case
+or simple inflection (dance, dances, danced, dancing), else 0.
+"""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from bonaware.tasks import Problem, Task, read_jsonl, require
+
+__all__ = ["TASK", "Keywords", "forms"]
+
+VOWELS = "aeiou"
+PROBLEMS = Path(__file__).with_suffix(".jsonl")
+
+
+class Keywords(Task):
+    """Texts that must contain given words.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        JSONL with id, prompt and words (list of str). Default: the shipped problems,
+        64 openings and words for the small checkpoint "aidreams260K".
+
+    Examples
+    --------
+    >>> task = Keywords()
+    >>> problem = task.load(limit=1)[0]
+    >>> problem.prompt, problem.answer
+    ('"Echoes of', ['tapestry'])
+    >>> task.reward(problem, " precision unfold like a Tapestry.")
+    1.0
+    """
+
+    name = "keywords"
+    max_new_tokens = 96
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = PROBLEMS if path is None else Path(path)
+
+    def load(self, split: str = "test", limit: int | None = None) -> list[Problem]:
+        self.check_split(split, "test")
+        return [
+            Problem(
+                id=str(record.get("id", number)),
+                prompt=require(record, "prompt", str, self.path, number),
+                answer=require(record, "words", list, self.path, number),
+                fields=record,
+            )
+            for number, record in read_jsonl(self.path, limit)
+        ]
+
+    def reward(self, problem: Problem, text: str) -> float:
+        return float(all(_pattern(word).search(text) for word in problem.answer))
+
+
+def forms(word: str) -> tuple[str, ...]:
+    """A word with its regular inflections, lower-case.
+
+    Examples
+    --------
+    >>> forms("dance")
+    ('dance', 'dances', 'danced', 'dancing')
+    >>> forms("blur")
+    ('blur', 'blurs', 'blured', 'bluring', 'blurred', 'blurring')
+    >>> forms("tapestry")
+    ('tapestry', 'tapestries', 'tapestried', 'tapestrying')
+    """
+    word = word.lower()
+    stem, last = word[:-1], word[-1:]
+    if last == "e":
+        return word, word + "s", word + "d", stem + "ing"
+    if last == "y" and stem[-1:] not in VOWELS:
+        return word, stem + "ies", stem + "ied", word + "ing"
+    plural = word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    regular = (word, plural, word + "ed", word + "ing")
+    if last not in VOWELS + "wxy" and stem[-1:] in VOWELS:
+        return *regular, word + last + "ed", word + last + "ing"
+    return regular
+
+
+@lru_cache(maxsize=4096)
+def _pattern(word: str) -> re.Pattern[str]:
+    choices = "|".join(map(re.escape, forms(word)))
+    return re.compile(rf"(?<!\w)(?:{choices})(?!\w)", re.IGNORECASE)
+
+
+TASK = Keywords
