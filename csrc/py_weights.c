@@ -1,17 +1,14 @@
 /* py_weights.c - the Python type bonaware._engine.Weights: one safetensors file.
  *
  * Arrays are views into the map: no byte is copied, and each holds a reference
- * to its Weights, which unmaps the file when the last one is gone. NumPy's table
- * of functions belongs to py_engine.c, which imports it (see py_common.h).
+ * to its Weights, which unmaps the file when the last one is gone.
  */
-#include "py_weights.h"
-
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL bon_engine_numpy
-#define NO_IMPORT_ARRAY
-#include <numpy/arrayobject.h>
+#include "py_engine.h"
 
 #include <string.h>
+
+#include "py_weights.h"
+#include "weights.h"
 
 #define MESSAGE_BYTES 512
 
@@ -70,6 +67,11 @@ done:
     return obj;
 }
 
+static PyObject *weights_path(PyObject *obj, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(((Weights *)obj)->path);
+}
+
 static PyObject *weights_repr(PyObject *obj)
 {
     const Weights *self = (const Weights *)obj;
@@ -79,14 +81,9 @@ static PyObject *weights_repr(PyObject *obj)
 
 /* -- looking up ------------------------------------------------------------ */
 
-const bon_tensor *bon_weights_tensor(PyObject *weights, PyObject *name)
+/* The tensor, borrowed, or NULL with TypeError or KeyError set. */
+static const bon_tensor *find_tensor(PyObject *obj, PyObject *name)
 {
-    /* The type cannot be subclassed, so its dealloc marks it, without a global. */
-    if (PyType_GetSlot(Py_TYPE(weights), Py_tp_dealloc) != (void *)weights_dealloc) {
-        PyErr_Format(PyExc_TypeError, "weights must be a Weights, got %.200s",
-                     Py_TYPE(weights)->tp_name);
-        return NULL;
-    }
     if (!PyUnicode_Check(name)) {
         PyErr_Format(PyExc_TypeError, "the name of a tensor must be a str, got %.200s",
                      Py_TYPE(name)->tp_name);
@@ -95,7 +92,7 @@ const bon_tensor *bon_weights_tensor(PyObject *weights, PyObject *name)
     Py_ssize_t length;
     const char *text = PyUnicode_AsUTF8AndSize(name, &length);
     if (text == NULL) return NULL;
-    const Weights *self = (const Weights *)weights;
+    const Weights *self = (const Weights *)obj;
     const bon_tensor *tensor =
         strlen(text) == (size_t)length ? bon_weights_find(self->weights, text) : NULL;
     if (tensor == NULL)
@@ -130,7 +127,7 @@ PyDoc_STRVAR(info_doc,
 
 static PyObject *weights_info(PyObject *obj, PyObject *name)
 {
-    const bon_tensor *tensor = bon_weights_tensor(obj, name);
+    const bon_tensor *tensor = find_tensor(obj, name);
     if (tensor == NULL) return NULL;
     PyObject *shape = PyTuple_New((Py_ssize_t)tensor->ndim);
     if (shape == NULL) return NULL;
@@ -171,7 +168,7 @@ PyDoc_STRVAR(array_doc,
 
 static PyObject *weights_array(PyObject *obj, PyObject *name)
 {
-    const bon_tensor *tensor = bon_weights_tensor(obj, name);
+    const bon_tensor *tensor = find_tensor(obj, name);
     if (tensor == NULL) return NULL;
     npy_intp dims[BON_MAX_DIMS];
     for (size_t i = 0; i < tensor->ndim; i++) {
@@ -199,7 +196,7 @@ PyDoc_STRVAR(release_doc,
 
 static PyObject *weights_release(PyObject *obj, PyObject *name)
 {
-    const bon_tensor *tensor = bon_weights_tensor(obj, name);
+    const bon_tensor *tensor = find_tensor(obj, name);
     if (tensor == NULL) return NULL;
     bon_weights_release(((Weights *)obj)->weights, tensor);
     Py_RETURN_NONE;
@@ -215,6 +212,11 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyGetSetDef getters[] = {
+    {"path", weights_path, NULL, "The path as it was given.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 PyDoc_STRVAR(weights_doc,
 "Weights(path)\n--\n\n"
 "A safetensors file, checked whole and mapped read-only.\n\n"
@@ -227,6 +229,7 @@ static PyType_Slot slots[] = {
     {Py_tp_dealloc, weights_dealloc},
     {Py_tp_repr, weights_repr},
     {Py_tp_methods, methods},
+    {Py_tp_getset, getters},
     {0, NULL},
 };
 

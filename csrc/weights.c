@@ -191,7 +191,7 @@ static size_t put_utf8(char *out, uint32_t code)
 /* Behind "\u": one code point, of one escape or of a surrogate pair. */
 static bon_status read_code_point(reader *r, uint32_t *out)
 {
-    uint32_t high, low;
+    uint32_t high = 0, low = 0;
     bon_status status = read_hex4(r, &high);
     if (status != BON_OK) return status;
     *out = high;
@@ -380,7 +380,8 @@ static bon_status read_tensor(reader *r, entry *e)
         if (key == NULL) break;
     }
     if (seen != HAS_ALL)
-        return refuse(r->out, "tensor \"%s\" must have dtype, shape and data_offsets, but has no %s",
+        return refuse(r->out,
+                      "tensor \"%s\" must have dtype, shape and data_offsets, but has no %s",
                       show(e->tensor.name).text,
                       !(seen & HAS_DTYPE)   ? "dtype"
                       : !(seen & HAS_SHAPE) ? "shape"
@@ -536,8 +537,9 @@ static bon_status check_layout(bon_weights *w, size_t data_size, message out)
                           "it ends, found data_offsets [%zu, %zu]",
                           show(name).text, start, e->begin, e->end);
         if (!count_bytes(&e->tensor, &e->tensor.bytes))
-            return refuse(out, "tensor \"%s\" must have less than 2**64 bytes, but its shape "
-                               "has more", show(name).text);
+            return refuse(out,
+                          "tensor \"%s\" must have less than 2**64 bytes, but its shape has more",
+                          show(name).text);
         if (e->end - e->begin != e->tensor.bytes)
             return refuse(out,
                           "tensor \"%s\" must have %zu bytes by its shape and dtype, found %zu in "
@@ -546,7 +548,9 @@ static bon_status check_layout(bon_weights *w, size_t data_size, message out)
         start = e->end;
     }
     if (start != data_size)
-        return refuse(out, "the tensors must cover all data: they need %zu bytes, the file has %zu behind its header%s",
+        return refuse(out,
+                      "the tensors must cover all data: they need %zu bytes, the file has %zu "
+                      "behind its header%s",
                       start, data_size, start > data_size ? " (truncated?)" : "");
     return BON_OK;
 }
@@ -590,10 +594,13 @@ static bon_status read_header_size(int file, bon_weights *w, message out)
     uint64_t size = 0;
     for (size_t i = LENGTH_BYTES; i-- > 0;) size = size << 8 | bytes[i];
     if (size > MAX_HEADER)
-        return refuse(out, "the header must have at most %d bytes, but the file claims %llu "
-                           "(not a safetensors file?)", MAX_HEADER, (unsigned long long)size);
+        return refuse(out,
+                      "the header must have at most %d bytes, but the file claims %llu (not a "
+                      "safetensors file?)",
+                      MAX_HEADER, (unsigned long long)size);
     if (size > w->map_size - LENGTH_BYTES)
-        return refuse(out, "the header must lie in the file: it claims %llu bytes, the file has %zu",
+        return refuse(out,
+                      "the header must lie in the file: it claims %llu bytes, the file has %zu",
                       (unsigned long long)size, w->map_size);
     w->header_size = (size_t)size;
     return BON_OK;
