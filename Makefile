@@ -54,7 +54,7 @@ build/ctest/libcore.a: $(CORE)
 	@$(AR) rcs $@ $^
 
 build/ctest/%: tests/c/%.c tests/c/check.h build/ctest/libcore.a
-	$(CC) $(WARN) $(SAN) -Icsrc -o $@ $< build/ctest/libcore.a @build/ctest/onednn -fopenmp -lm
+	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc -o $@ $< build/ctest/libcore.a @build/ctest/onednn -lm
 
 # Python itself leaks by design at exit, so leaks are looked for in ctest.
 # PYTHONMALLOC: inside Python's own arenas ASan is blind. --capture: the report goes
