@@ -20,6 +20,7 @@
 #define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
 #define ROW_BLOCK 96            /* rows of x that are worked on together */
 #define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB, part of the smallest L2 */
+#define K_BLOCK 1024            /* inputs at a time: of a panel, what prefetch keeps in L2 */
 #define GROUP 8                 /* panels dealt to a thread at a time */
 #define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */
 #define HUGE_PAGE ((size_t)2 << 20)
@@ -79,7 +80,7 @@ const char *bon_route_name(bon_route route)
  * five hundred times less often. */
 static bon_status allocate(bon_matrix *m)
 {
-    if (m->bytes < 2 * HUGE_PAGE) {
+    if (m->bytes < HUGE_PAGE) {
         m->data = aligned_alloc(64, round_up(m->bytes, 64));
         if (!m->data) return BON_ERR_MEMORY;
         memset(m->data, 0, m->bytes);
@@ -240,8 +241,8 @@ static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, con
                             size_t rows, size_t ldx, float *y, size_t ldy)
 {
     const bon_kernels *kernel = kernels();
-    const size_t stride = m->padded_k * BON_PANEL, fit = X_BLOCK_FLOATS / rows;
-    const size_t step = m->k <= fit ? m->k : fit / K_ALIGN * K_ALIGN;
+    const size_t stride = m->padded_k * BON_PANEL;
+    const size_t step = smaller(K_BLOCK, X_BLOCK_FLOATS / rows / K_ALIGN * K_ALIGN);
     for (size_t k = 0; k < m->k; k += step) {
         const size_t at = panel * stride + k * BON_PANEL, part = smaller(step, m->k - k);
         if (m->dtype == BON_F32)

@@ -5,7 +5,12 @@
 
 typedef __m256 vec;
 #define LANES 8
-#define TILE 12
+#define F32_ROWS_1 6
+#define F32_ROWS_2 3
+#define F32_ROWS_4 1
+#define BF16_ROWS_1 6
+#define BF16_ROWS_2 2
+#define BF16_ROWS_4 1
 #define BULK 1
 #define vec_zero _mm256_setzero_ps
 #define vec_load _mm256_loadu_ps

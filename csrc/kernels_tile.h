@@ -1,36 +1,48 @@
 /* kernels_tile.h - the tile kernels, for any width of vector; included once per table.
  *
+ * A tile is R rows times W panels, held in registers while k runs: R + W loads
+ * feed R*W multiply-adds. Few rows take more panels side by side, so that there
+ * are always enough independent chains to hide the latency of a multiply-add,
+ * and enough streams from memory. R and W are constants after inlining; loops
+ * over them disappear.
+ *
+ * Tiles of the same panels follow each other: the first brings the panels into
+ * the cache, and all together ask for the panels that come next. Without that
+ * memory would be idle while the later tiles compute.
+ *
  * The including file defines, before it:
  *
  *   vec            a vector of LANES float32, LANES = 8 or 16
- *   LANES, TILE    TILE = how many accumulators fit into the registers
- *   BULK           panels side by side when there are many rows
  *   vec_zero, vec_load, vec_store, vec_set1, vec_fma(a, b, c) = a*b + c
- *   vec_even, vec_odd   the bfloat16 numbers in the low and high halves of
- *                       LANES 32-bit words, widened
- *
- * A tile is R rows times W panels, held in registers while k runs: R + W loads
- * feed R*W multiply-adds. Few rows take more panels side by side, so that there
- * are always enough independent chains to hide the latency of a multiply-add.
- * R and W are constants after inlining; loops over them disappear.
+ *   vec_load_pairs(p)      LANES pairs of bfloat16 from p
+ *   vec_even, vec_odd      the first and the second of each pair, widened
+ *   F32_ROWS_1, _2, _4     highest tile of float32 panels that the registers hold,
+ *   BF16_ROWS_1, _2, _4    for 1, 2, 4 panels side by side; at most 12
+ *   BULK           panels side by side when there are many rows
  */
 #define VECS (16 / LANES) /* vectors per panel */
 #define MAX_ROWS 12
-#define ROW_LIMIT(W) (TILE / ((W) * VECS) < MAX_ROWS ? TILE / ((W) * VECS) : MAX_ROWS)
+#define MAX_VECS (4 * VECS)
+#define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16 */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 
 typedef struct {
-    const void *panels;
-    size_t stride, k;
+    const char *panels;
+    size_t stride; /* bytes from panel to panel */
+    size_t k, steps;
     const float *x;
     size_t ldx;
     float *y;
     size_t ldy;
     bool accumulate;
+    const char *ahead; /* panels to prefetch, `hurry` bytes per step */
+    size_t hurry;
 } task;
 
-INLINE void begin(size_t R, size_t W, const task *t, vec acc[][TILE])
+/* -- one tile -------------------------------------------------------------- */
+
+INLINE void begin(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
         UNROLL for (size_t v = 0; v < W * VECS; v++)
@@ -38,7 +50,7 @@ INLINE void begin(size_t R, size_t W, const task *t, vec acc[][TILE])
     }
 }
 
-INLINE void end(size_t R, size_t W, const task *t, vec acc[][TILE])
+INLINE void end(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
         UNROLL for (size_t v = 0; v < W * VECS; v++)
@@ -46,9 +58,17 @@ INLINE void end(size_t R, size_t W, const task *t, vec acc[][TILE])
     }
 }
 
-/* One step of all chains: acc[r][v] += x[r][i] * b[v]. */
-INLINE void step(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
-                 vec acc[][TILE])
+/* Few rows read W streams, and the processor's own prefetch is best at that. */
+INLINE void prefetch(size_t W, const task *t, size_t step)
+{
+    if (W > BULK) return;
+    UNROLL for (size_t w = 0; w < W; w++)
+        _mm_prefetch(t->ahead + w * t->stride + step * t->hurry, _MM_HINT_T1);
+}
+
+/* One link of all chains: acc[r][v] += x[r] * b[v]. */
+INLINE void link(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
+                 vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
         const vec a = vec_set1(x[r * ldx]);
@@ -58,84 +78,124 @@ INLINE void step(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
 
 INLINE void tile_f32(size_t R, size_t W, const task *t)
 {
-    vec acc[MAX_ROWS][TILE];
+    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS];
     begin(R, W, t, acc);
-    const float *w = t->panels, *x = t->x;
-    for (size_t i = 0; i < t->k; i++, w += 16, x++) {
-        vec b[TILE];
-        UNROLL for (size_t v = 0; v < W * VECS; v++)
-            b[v] = vec_load(w + v / VECS * t->stride + v % VECS * LANES);
-        step(R, W, x, t->ldx, b, acc);
+    for (size_t i = 0; i < t->k; i++) {
+        prefetch(W, t, i);
+        UNROLL for (size_t v = 0; v < W * VECS; v++) {
+            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
+            b[v] = vec_load((const float *)panel + v % VECS * LANES);
+        }
+        link(R, W, t->x + i, t->ldx, b, acc);
     }
     end(R, W, t, acc);
 }
 
 INLINE void tile_bf16(size_t R, size_t W, const task *t)
 {
-    vec acc[MAX_ROWS][TILE];
+    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS], pair[MAX_VECS];
     begin(R, W, t, acc);
-    const uint16_t *w = t->panels;
-    const float *x = t->x;
-    for (size_t i = 0; i < t->k; i += 2, w += 32, x += 2) {
-        vec b[TILE], pair[TILE];
-        UNROLL for (size_t v = 0; v < W * VECS; v++)
-            pair[v] = vec_load_pairs(w + v / VECS * t->stride + v % VECS * LANES * 2);
+    for (size_t i = 0; i < t->steps; i++) {
+        prefetch(W, t, i);
+        UNROLL for (size_t v = 0; v < W * VECS; v++) {
+            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
+            pair[v] = vec_load_pairs((const uint16_t *)panel + v % VECS * LANES * 2);
+        }
         UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_even(pair[v]);
-        step(R, W, x, t->ldx, b, acc);
-        if (i + 1 == t->k) break;
+        link(R, W, t->x + 2 * i, t->ldx, b, acc);
+        if (2 * i + 1 == t->k) break;
         UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_odd(pair[v]);
-        step(R, W, x + 1, t->ldx, b, acc);
+        link(R, W, t->x + 2 * i + 1, t->ldx, b, acc);
     }
     end(R, W, t, acc);
 }
 
-#define CASE(KIND, R, W)                                                                  \
-    case R:                                                                               \
-        if (R <= ROW_LIMIT(W)) tile_##KIND(R, W, t);                                      \
-        break;
+/* -- all tiles of some panels ------------------------------------------------ */
 
-/* All rows for W panels side by side, in tiles of nearly equal height. */
-#define DEFINE_COLUMN(KIND, W)                                                            \
+typedef struct {
+    size_t wide, rows; /* W and the largest R */
+    void (*tile)(const task *t, size_t rows);
+} shape;
+
+#define CASE(R, KIND, LIMIT, W)                                                           \
+    case R:                                                                               \
+        if (R <= LIMIT) tile_##KIND(R, W, t);                                             \
+        break;
+#define DEFINE_SHAPE(KIND, LIMIT, W)                                                      \
     static void tile_##KIND##_##W(const task *t, size_t rows)                             \
     {                                                                                     \
         switch (rows) {                                                                   \
-            CASE(KIND, 1, W) CASE(KIND, 2, W) CASE(KIND, 3, W) CASE(KIND, 4, W)           \
-            CASE(KIND, 5, W) CASE(KIND, 6, W) CASE(KIND, 7, W) CASE(KIND, 8, W)           \
-            CASE(KIND, 9, W) CASE(KIND, 10, W) CASE(KIND, 11, W) CASE(KIND, 12, W)        \
-        }                                                                                 \
-    }                                                                                     \
-    static void column_##KIND##_##W(task t, size_t rows)                                  \
-    {                                                                                     \
-        for (size_t left = (rows + ROW_LIMIT(W) - 1) / ROW_LIMIT(W); left > 0; left--) {  \
-            const size_t height = (rows + left - 1) / left;                               \
-            tile_##KIND##_##W(&t, height);                                                \
-            t.x += height * t.ldx;                                                        \
-            t.y += height * t.ldy;                                                        \
-            rows -= height;                                                               \
+            CASE(1, KIND, LIMIT, W)                                                       \
+            CASE(2, KIND, LIMIT, W)                                                       \
+            CASE(3, KIND, LIMIT, W)                                                       \
+            CASE(4, KIND, LIMIT, W)                                                       \
+            CASE(5, KIND, LIMIT, W)                                                       \
+            CASE(6, KIND, LIMIT, W)                                                       \
+            CASE(7, KIND, LIMIT, W)                                                       \
+            CASE(8, KIND, LIMIT, W)                                                       \
+            CASE(9, KIND, LIMIT, W)                                                       \
+            CASE(10, KIND, LIMIT, W)                                                      \
+            CASE(11, KIND, LIMIT, W)                                                      \
+            CASE(12, KIND, LIMIT, W)                                                      \
         }                                                                                 \
     }
 
-#define DEFINE_KERNEL(KIND, TYPE)                                                         \
-    DEFINE_COLUMN(KIND, 4)                                                                \
-    DEFINE_COLUMN(KIND, 2)                                                                \
-    DEFINE_COLUMN(KIND, 1)                                                                \
-    static void KIND(const TYPE *panels, size_t count, size_t stride, size_t k,           \
-                     const float *x, size_t rows, size_t ldx, float *y, size_t ldy,       \
-                     bool accumulate)                                                     \
-    {                                                                                     \
-        size_t p = 0;                                                                     \
-        if (rows <= ROW_LIMIT(4))                                                         \
-            for (; p + 4 <= count; p += 4)                                                \
-                column_##KIND##_4((task){panels + p * stride, stride, k, x, ldx,          \
-                                         y + p * 16, ldy, accumulate}, rows);             \
-        if (rows <= ROW_LIMIT(2) || BULK == 2)                                            \
-            for (; p + 2 <= count; p += 2)                                                \
-                column_##KIND##_2((task){panels + p * stride, stride, k, x, ldx,          \
-                                         y + p * 16, ldy, accumulate}, rows);             \
-        for (; p < count; p++)                                                            \
-            column_##KIND##_1((task){panels + p * stride, stride, k, x, ldx,              \
-                                     y + p * 16, ldy, accumulate}, rows);                 \
-    }
+DEFINE_SHAPE(f32, F32_ROWS_4, 4)
+DEFINE_SHAPE(f32, F32_ROWS_2, 2)
+DEFINE_SHAPE(f32, F32_ROWS_1, 1)
+DEFINE_SHAPE(bf16, BF16_ROWS_4, 4)
+DEFINE_SHAPE(bf16, BF16_ROWS_2, 2)
+DEFINE_SHAPE(bf16, BF16_ROWS_1, 1)
 
-DEFINE_KERNEL(f32, float)
-DEFINE_KERNEL(bf16, uint16_t)
+#define SHAPES 3
+static const shape f32_shapes[SHAPES] = {
+    {4, F32_ROWS_4, tile_f32_4}, {2, F32_ROWS_2, tile_f32_2}, {1, F32_ROWS_1, tile_f32_1}};
+static const shape bf16_shapes[SHAPES] = {
+    {4, BF16_ROWS_4, tile_bf16_4}, {2, BF16_ROWS_2, tile_bf16_2}, {1, BF16_ROWS_1, tile_bf16_1}};
+
+/* All rows for `wide` panels, in tiles of nearly equal height. */
+static void column(task t, const shape *s, size_t rows, bool last)
+{
+    const size_t tiles = (rows + s->rows - 1) / s->rows;
+    t.ahead = last ? t.panels : t.panels + s->wide * t.stride;
+    t.hurry = last ? 0 : LINE / tiles;
+    for (size_t left = tiles; left > 0; left--) {
+        const size_t height = (rows + left - 1) / left;
+        s->tile(&t, height);
+        t.x += height * t.ldx;
+        t.y += height * t.ldy;
+        t.ahead += t.steps * t.hurry;
+        rows -= height;
+    }
+}
+
+static void product(task t, const shape *shapes, size_t count, size_t rows)
+{
+    for (const shape *s = shapes; s < shapes + SHAPES; s++) {
+        if (rows > s->rows && s->wide > BULK) continue;
+        for (; count >= s->wide; count -= s->wide) {
+            column(t, s, rows, count < 2 * s->wide);
+            t.panels += s->wide * t.stride;
+            t.y += s->wide * 16;
+        }
+    }
+}
+
+static void f32(const float *panels, size_t count, size_t stride, size_t k, const float *x,
+                size_t rows, size_t ldx, float *y, size_t ldy, bool accumulate)
+{
+    const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
+                    .k = k, .steps = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
+                    .accumulate = accumulate};
+    product(t, f32_shapes, count, rows);
+}
+
+static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
+                 const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
+                 bool accumulate)
+{
+    const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
+                    .k = k, .steps = (k + 1) / 2, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
+                    .accumulate = accumulate};
+    product(t, bf16_shapes, count, rows);
+}
