@@ -1,0 +1,626 @@
+"""LM: a language model on the C engine - load, generate, logits, logp, save.
+
+This file turns what people have (text, chats, folders) into what the engine takes (token ids,
+packed weights) and back. It decides how much memory and how many slots a run gets; it knows no
+mathematics and no file formats.
+"""
+
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bonaware import routes
+from bonaware.checkpoint import Checkpoint
+from bonaware.config import engine, usable_threads
+from bonaware.samples import Request, Sample, Samples, Stats, seed_of
+from bonaware.tokenizer import StopStrings, Tokenizer
+
+__all__ = ["LM"]
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Progress = bool | Callable[[Sample], None] | None
+
+DTYPES = ("float32", "bfloat16")
+# Live samples at most: more rows than this no longer make a matrix product more efficient.
+MAX_SLOTS = 256
+# Share of the free memory that cache and scratch may take when memory= is not given.
+MEMORY_SHARE = 0.5
+# Decode steps between two looks at the clock, where nothing else happens.
+STEPS = 64
+
+
+class LM:
+    """A language model that draws many samples per prompt on the CPU.
+
+    Make one with `LM.load`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the folder it came from.
+    config : dict
+        The checkpoint's config.json.
+    tokenizer : Tokenizer or None
+        None where the folder has no tokenizer.json; then prompts are token ids.
+    dtype, threads, memory
+        As in effect: precision of the weights, threads, bytes for cache and scratch.
+    eos_token_ids : tuple of int
+        Tokens that end a sample.
+    routes : dict
+        Which kernel computes which product; see `bonaware.routes`.
+    fingerprint : str
+        Identifies weights and precision; stored with runs.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: str, threads: int,
+                 memory: int | None) -> None:
+        built = engine()
+        self.checkpoint = checkpoint
+        self.name = checkpoint.path.name
+        self.config = checkpoint.config
+        self.arch = checkpoint.arch
+        self.dtype = dtype
+        self.threads = threads
+        self.eos_token_ids = checkpoint.eos_token_ids
+        self.fingerprint = f"{checkpoint.fingerprint}-{dtype}"
+        self._model = built.Model(_engine_arch(self.arch), dtype, threads)
+        for key, (weights, name) in checkpoint.tensors().items():
+            *layer, slot = key.removeprefix("layers.").split(".")
+            self._model.set(slot, int(layer[0]) if layer else 0, weights.array(name))
+            weights.release(name)
+        self.routes = routes.choose(self._model, built.config(), dtype, threads)
+        self.memory = _default_memory() if memory is None else memory
+        self.tokenizer = Tokenizer.load(checkpoint.path) if _has_tokenizer(checkpoint) else None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], dtype: str = "auto",
+             threads: int | None = None, memory: int | None = None) -> "LM":
+        """Load a Hugging Face folder.
+
+        Parameters
+        ----------
+        path : str or path
+            Folder with config.json and model.safetensors (one file, or several with an index).
+            A tokenizer.json is needed only for text.
+        dtype : {"auto", "float32", "bfloat16"}
+            Precision of the matrices; sums are always float32. "auto": as the checkpoint says.
+        threads : int, optional
+            Default: the processors this process may use. Results do not depend on it.
+        memory : int, optional
+            Bytes that cache and scratch of a call may take, >= 1. Default: half of what is
+            free now. More samples than fit are drawn in waves.
+
+        Raises
+        ------
+        OSError
+            A file is missing or cannot be read.
+        ValueError
+            The checkpoint is damaged, contradicts its config.json, or is of an architecture
+            or has a field that bonaware does not know.
+        ImportError
+            bonaware was installed without its engine.
+        """
+        if dtype not in ("auto", *DTYPES):
+            raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
+        threads = usable_threads() if threads is None else _count("threads", threads)
+        if memory is not None:
+            memory = _count("memory", memory)
+        checkpoint = Checkpoint(path)
+        if dtype == "auto":
+            dtype = checkpoint.dtype if checkpoint.dtype in DTYPES else "float32"
+        return cls(checkpoint, dtype=dtype, threads=threads, memory=memory)
+
+    def __repr__(self) -> str:
+        size = self.num_parameters
+        unit, factor = ("B", 1e9) if size >= 1e9 else ("M", 1e6)
+        return (f"LM({self.name!r}, {self.config['architectures'][0]}, {size / factor:.3g}{unit} "
+                f"parameters, {self.dtype}, {self.threads} threads)")
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the model, tied ones counted once."""
+        return sum(math.prod(self.arch.shape(words)) for _, _, words in self.arch.slots())
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together, at most."""
+        return self.arch.max_positions
+
+    def settings(self) -> dict[str, Any]:
+        """What identifies the model and how it is computed; stored with every run."""
+        return {
+            "model": self.name, "fingerprint": self.fingerprint, "dtype": self.dtype,
+            "threads": self.threads, "isa": engine().config()["isa"], "routes": self.routes,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `LM.load` and transformers' AutoModelForCausalLM open.
+
+        Parameters
+        ----------
+        path : str or path
+            A folder that does not exist yet, or is empty.
+
+        Raises
+        ------
+        FileExistsError
+            The folder holds files.
+        """
+        self.checkpoint.save(path)
+
+    # -- text and tokens -----------------------------------------------------
+
+    def encode(self, prompt: Prompt) -> NDArray[np.int32]:
+        """Token ids of a prompt.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or sequence of chat messages
+            Text is encoded with the special tokens the tokenizer adds; ids are taken as they
+            are; messages go through the chat template, with a generation prompt.
+
+        Returns
+        -------
+        int32, shape [T]
+        """
+        if isinstance(prompt, str):
+            return self._need_tokenizer("a text prompt").encode(prompt)
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            return self._need_tokenizer("a chat").chat(prompt)
+        return _as_ids(prompt, "a prompt")
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{what} needs a tokenizer, but {self.checkpoint.path} has no tokenizer.json: "
+                "pass token ids"
+            )
+        return self.tokenizer
+
+    # -- reading -------------------------------------------------------------
+
+    def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
+        """Logits behind every position of a text.
+
+        Parameters
+        ----------
+        tokens : int, shape [T]
+            1 <= T <= context.
+
+        Returns
+        -------
+        float32, shape [T, vocab]
+            Row t belongs to the token after tokens[t]; at temperature 1, after soft-capping.
+
+        Raises
+        ------
+        ValueError
+            Too many tokens, none, or an id outside the vocabulary.
+        """
+        return self._model.logits(_as_ids(tokens, "tokens"))
+
+    def logp(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
+             temperature: float = 1.0) -> list[list[NDArray[np.float32]]]:
+        """Per-token log-probabilities of completions.
+
+        Parameters
+        ----------
+        prompts : sequence of P prompts
+            As for `generate`.
+        completions : P sequences of completions
+            Each a str (encoded without special tokens) or a sequence of ids.
+        temperature : float
+            > 0; log-probabilities are those of the tempered, untruncated policy.
+
+        Returns
+        -------
+        list [P] of lists of float32 arrays [length]
+            Natural logarithms. A prompt runs once for all of its completions.
+
+        Raises
+        ------
+        ValueError
+            prompts and completions differ in number, temperature <= 0, or a text is too long.
+        """
+        prompts = _one_per_prompt(prompts)
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"need one list of completions per prompt, got {len(prompts)} prompts and "
+                f"{len(completions)} lists"
+            )
+        return [
+            self._logp_of_prompt(self.encode(prompt), [self._completion(c) for c in texts],
+                                 temperature)
+            for prompt, texts in zip(prompts, completions, strict=True)
+        ]
+
+    def _completion(self, completion: Any) -> NDArray[np.int32]:
+        if isinstance(completion, str):
+            return self._need_tokenizer("a text completion").encode(
+                completion, add_special_tokens=False)
+        return _as_ids(completion, "a completion")
+
+    def _logp_of_prompt(self, prompt: NDArray[np.int32], texts: list[NDArray[np.int32]],
+                        temperature: float) -> list[NDArray[np.float32]]:
+        if not texts:
+            return []
+        lengths = np.array([len(text) for text in texts], np.uintp)
+        flat = self._model.logp(prompt, np.concatenate(texts), lengths, temperature)
+        return np.split(flat, np.cumsum(lengths[:-1]).astype(np.intp))
+
+    # -- drawing -------------------------------------------------------------
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], n: int = 32, *,
+                 temperature: float | ArrayLike = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, min_p: float | None = None,
+                 max_new_tokens: int = 256, stop_strings: Sequence[str] = (),
+                 rng: int | np.random.SeedSequence | np.random.Generator | None = 0,
+                 start: int = 0, progress: Progress = None) -> Samples:
+        """Draw n samples of every prompt.
+
+        Parameters
+        ----------
+        prompts : str, sequence of ids, chat messages, or a sequence of P of these
+        n : int
+            Samples per prompt, >= 1.
+        temperature : float, or float [n]
+            >= 0; an array gives sample ``start + i`` its own (annealing). At 0 the most likely
+            token is taken, so at most one sample per prompt may have it.
+        top_k, top_p, min_p : optional
+            Truncation, in this order, behind the temperature; see csrc/sample.h.
+        max_new_tokens : int
+            >= 1. Samples also end where the model's context does.
+        stop_strings : sequence of str
+            A sample ends where its text first contains one; `text` excludes it.
+        rng : int, SeedSequence, Generator or None
+            Sample i of a prompt depends on (rng, prompt, i) only: not on n, on other prompts,
+            on threads or memory. None draws fresh randomness.
+        start : int
+            Index of the first sample: after 8 samples, ``start=8, n=24`` completes 32.
+        progress : bool or callable, optional
+            True or False shows or hides a bar that counts samples; None shows it in terminals
+            and notebooks. A callable gets every finished `Sample`.
+
+        Returns
+        -------
+        Samples
+            After Ctrl-C: what was drawn so far, unfinished samples marked "aborted".
+
+        Raises
+        ------
+        ValueError
+            A parameter is out of its range, or a prompt is longer than the context.
+        MemoryError
+            `memory` does not hold even one sample.
+        """
+        n, start = _count("n", n), _count("start", start, least=0)
+        prompts = _one_per_prompt(prompts)
+        seen: Counter[bytes] = Counter()
+        requests = []
+        for p, prompt in enumerate(prompts):
+            tokens = self.encode(prompt)
+            requests.append(Request(p, tokens, range(start, start + n), seen[tokens.tobytes()]))
+            seen[tokens.tobytes()] += 1
+        drawing = self.stream(
+            requests, temperature=_by_index(temperature, n, start), top_k=top_k, top_p=top_p,
+            min_p=min_p, max_new_tokens=max_new_tokens, stop_strings=stop_strings, rng=rng,
+        )
+        samples = []
+        with _Bar(len(prompts) * n, progress) as bar:
+            try:
+                for sample in drawing:
+                    samples.append(sample)
+                    bar(sample)
+            except KeyboardInterrupt:
+                done = sum(sample.finish_reason != "aborted" for sample in samples)
+                warnings.warn(f"interrupted: {done} of {len(prompts) * n} samples are finished",
+                              stacklevel=2)
+        return Samples.from_list(prompts, samples, n, start, stats=drawing.stats,
+                                 settings=self.settings() | drawing.settings)
+
+    def stream(self, requests: Sequence[Request], *, temperature: float | ArrayLike = 1.0,
+               top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+               max_new_tokens: int = 256, stop_strings: Sequence[str] = (),
+               rng: int | np.random.SeedSequence | np.random.Generator | None = 0) -> "Drawing":
+        """Draw what is requested and yield every sample as it ends, in any order.
+
+        Parameters
+        ----------
+        requests : sequence of Request
+            Which samples of which prompts.
+        temperature : float, or float array indexed by sample index
+        top_k, top_p, min_p, max_new_tokens, stop_strings, rng
+            As for `generate`.
+
+        Returns
+        -------
+        Drawing
+            An iterator of `Sample`, with `.stats` and `.settings`. On Ctrl-C it yields the
+            unfinished samples as "aborted" and then raises KeyboardInterrupt.
+
+        Raises
+        ------
+        ValueError, MemoryError
+            As for `generate`.
+        """
+        return Drawing(self, requests, temperature=temperature, top_k=top_k, top_p=top_p,
+                       min_p=min_p, max_new_tokens=max_new_tokens, stop_strings=stop_strings,
+                       rng=rng)
+
+
+class Drawing(Iterator[Sample]):
+    """Samples under way; made by `LM.stream`."""
+
+    def __init__(self, lm: LM, requests: Sequence[Request], *, temperature: float | ArrayLike,
+                 top_k: int | None, top_p: float | None, min_p: float | None,
+                 max_new_tokens: int, stop_strings: Sequence[str], rng: Any) -> None:
+        self.lm = lm
+        self.requests = list(requests)
+        self.settings = {
+            "temperature": np.asarray(temperature, float).tolist(), "top_k": top_k,
+            "top_p": top_p, "min_p": min_p,
+            "max_new_tokens": _count("max_new_tokens", max_new_tokens),
+            "stop_strings": [stop_strings] if isinstance(stop_strings, str) else
+            list(stop_strings),
+            "seed": seed_of(rng), "eos_token_ids": list(lm.eos_token_ids),
+        }
+        _check_truncation(top_k, top_p, min_p)
+        self._temperatures = [_temperatures(temperature, request) for request in self.requests]
+        self._stops = None
+        if self.settings["stop_strings"]:
+            self._stops = StopStrings(lm._need_tokenizer("stop_strings"),
+                                      self.settings["stop_strings"])
+        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._session = self._open()
+        self._samples = self._add_all()
+        self._iterator = self._run()
+
+    def __next__(self) -> Sample:
+        return next(self._iterator)
+
+    @property
+    def stats(self) -> Stats:
+        """Tokens and seconds so far."""
+        counted = self._session.stats()
+        return Stats(counted["prompt_tokens"], counted["new_tokens"],
+                     counted["prefill_seconds"], counted["decode_seconds"], self._seconds)
+
+    def _open(self) -> Any:
+        """A session with slots and cache for these requests, within the memory budget."""
+        lm, model = self.lm, self.lm._model
+        total = sum(len(request.indices) for request in self.requests)
+        slots = max(1, min(total, MAX_SLOTS))
+        while slots > 1 and model.scratch_bytes(slots) > lm.memory / 4:
+            slots //= 2
+        need = [self._blocks(request) for request in self.requests]
+        wanted = sum(p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True))
+        budget = int(lm.memory - model.scratch_bytes(slots)) // model.block_bytes
+        for (prompt, sample), request in zip(need, self.requests, strict=True):
+            if prompt + sample > budget:
+                needed = model.scratch_bytes(slots) + (prompt + sample) * model.block_bytes
+                raise MemoryError(
+                    f"one sample of prompt {request.prompt} needs {_megabytes(needed)} of cache "
+                    f"and scratch, but memory={lm.memory} allows {_megabytes(lm.memory)}: give "
+                    "LM.load more memory or lower max_new_tokens"
+                )
+        watch = self._stops.watch(lm.arch.vocab) if self._stops else None
+        return engine().Session(model, slots, max(1, min(budget, wanted)),
+                                np.array(lm.eos_token_ids, np.int32), watch)
+
+    def _blocks(self, request: Request) -> tuple[int, int]:
+        """Cache blocks of a prompt and of one of its samples."""
+        length = len(request.tokens)
+        if not 1 <= length <= self.lm.context:
+            raise ValueError(
+                f"a prompt needs 1 to {self.lm.context} tokens (the model's context), but "
+                f"prompt {request.prompt} has {length}"
+            )
+        new = min(self.settings["max_new_tokens"], self.lm.context - length)
+        return -(-length // BLOCK), -(-new // BLOCK)
+
+    def _add_all(self) -> dict[int, tuple[Request, int, float]]:
+        """Queue every sample; engine's number -> (request, index, temperature)."""
+        samples = {}
+        s = self.settings
+        for request, temperatures in zip(self.requests, self._temperatures, strict=True):
+            prompt = self._session.add_prompt(_as_ids(request.tokens, "a prompt"))
+            numbers = self._session.add_samples(
+                prompt, np.array(request.indices, np.uint64), temperatures, s["top_k"] or 0,
+                1.0 if s["top_p"] is None else s["top_p"], s["min_p"] or 0.0,
+                s["max_new_tokens"], s["seed"], request.repeat)
+            for number, index, t in zip(numbers, request.indices, temperatures, strict=True):
+                samples[number] = request, int(index), float(t)
+        return samples
+
+    def _run(self) -> Iterator[Sample]:
+        session = self._session
+        try:
+            while session.pending:
+                events = session.run(STEPS)
+                self._seconds = time.monotonic() - self._started
+                for number, state in events:
+                    if state != "live" or self._stop_string_ends(number):
+                        yield self._finish(number)
+            yield from self._finish_all(session.events())
+        except KeyboardInterrupt:
+            yield from self._finish_all(session.events())
+            for number in list(self._samples):
+                if session.view(number)[0] == "live":
+                    session.end(number, "aborted")
+                    yield self._finish(number)
+            raise
+
+    def _finish_all(self, events: list[tuple[int, str]]) -> Iterator[Sample]:
+        for number, state in events:
+            if number in self._samples and state not in ("live", "waiting"):
+                yield self._finish(number)
+
+    def _stop_string_ends(self, number: int) -> bool:
+        """Whether the newest token completed a stop string; then the sample ends."""
+        if not self._stops.hit(self._session.tail(number, self._stops.window)):
+            return False
+        self._session.end(number, "stop")
+        return True
+
+    def _finish(self, number: int) -> Sample:
+        request, index, temperature = self._samples.pop(number)
+        reason, tokens, logp, sampled_logp, certainty = self._session.view(number)
+        self._session.forget(number)
+        text, reason = self._text(request, tokens, reason)
+        return Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
+                      temperature)
+
+    def _text(self, request: Request, tokens: NDArray[np.int32],
+              reason: str) -> tuple[str | None, str]:
+        """Text without end token and stop string, and the finish reason."""
+        if self.lm.tokenizer is None:
+            return None, reason
+        kept = tokens[:-1] if reason == "eos" else tokens
+        if self._stops is None:
+            return self.lm.tokenizer.decode_completion(request.tokens, kept), reason
+        text, found = self._stops.cut(request.tokens, kept)
+        return text, "stop" if found else reason
+
+
+class _Bar:
+    """One bar that counts samples, a caller's function instead of it, or nothing."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.call = progress if callable(progress) else None
+        self.bar = None
+        self.tokens = 0
+        if self.call is None and progress is not False:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, unit="sample", disable=None if progress is None else False)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, sample: Sample) -> None:
+        if self.call is not None:
+            self.call(sample)
+        elif self.bar is not None:
+            self.tokens += len(sample.tokens)
+            elapsed = self.bar.format_dict["elapsed"]
+            self.bar.set_postfix_str(f"{self.tokens / max(elapsed, 1e-9):.0f} tokens/s",
+                                     refresh=False)
+            self.bar.update()
+
+
+# -- conversions ---------------------------------------------------------------
+
+BLOCK = 32  # tokens per cache block: BON_BLOCK of csrc/cache.h
+
+
+def _engine_arch(arch: Any) -> dict[str, Any]:
+    fields = {name: getattr(arch, name) for name in arch.__slots__}
+    return fields | {
+        "window": np.array(arch.window, np.uintp),
+        "rope": np.array(arch.rope, np.uint8),
+        "rope_freq": tuple(np.ascontiguousarray(table, np.float32) for table in arch.rope_freq),
+    }
+
+
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    return (Path(checkpoint.path) / "tokenizer.json").is_file()
+
+
+def _default_memory() -> int:
+    """A share of what is free; the page cache counts as free."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(int(line.split()[1]) * 1024 * MEMORY_SHARE)
+    return 1 << 30
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _count(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"need {name} >= {least}, got {value}")
+    return int(value)
+
+
+def _as_ids(tokens: ArrayLike, what: str) -> NDArray[np.int32]:
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise ValueError(f"{what} must be one-dimensional, got shape {array.shape}")
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{what} must hold integer token ids, got dtype {array.dtype}")
+    bad = np.flatnonzero((array < 0) | (array > np.iinfo(np.int32).max))
+    if bad.size:
+        raise ValueError(f"token ids of {what} must be >= 0 and fit in 32 bits, but position "
+                         f"{bad[0]} holds {array[bad[0]]}")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _one_per_prompt(prompts: Any) -> list[Prompt]:
+    """A list of prompts, from one prompt or several."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts] if isinstance(prompts, str) else [[prompts]]
+    prompts = list(prompts)
+    if prompts and isinstance(prompts[0], (int, np.integer, Mapping)):
+        return [prompts]
+    return prompts
+
+
+def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDArray[np.float64]:
+    """Temperatures by absolute sample index, from one per drawn sample."""
+    array = np.asarray(temperature, float)
+    if array.ndim == 0:
+        return float(array)
+    if array.shape != (n,):
+        raise ValueError(f"temperature must be a number or an array of shape [n] = ({n},), got "
+                         f"shape {array.shape}")
+    return np.concatenate([np.full(start, array[0]), array])
+
+
+def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[np.float32]:
+    """One temperature per requested sample, checked."""
+    array = np.asarray(temperature, np.float32)
+    indices = np.asarray(request.indices, np.int64)
+    if array.ndim == 1 and indices.size and indices.max() >= array.size:
+        raise ValueError(f"temperature has {array.size} entries, but sample {indices.max()} of "
+                         f"prompt {request.prompt} is requested")
+    values = np.ascontiguousarray(np.broadcast_to(array, indices.shape) if array.ndim == 0
+                                  else array[indices])
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if bad.size:
+        raise ValueError(f"need a finite temperature >= 0, got {values[bad[0]]}")
+    if (values == 0).sum() > 1:
+        raise ValueError(
+            f"at temperature 0 every sample of a prompt is the same: need at most one such "
+            f"sample per prompt, but prompt {request.prompt} has {(values == 0).sum()}; "
+            "use n=1 or a temperature above 0"
+        )
+    return values
+
+
+def _check_truncation(top_k: int | None, top_p: float | None, min_p: float | None) -> None:
+    if top_k is not None:
+        _count("top_k", top_k)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"need 0 < top_p <= 1 (or None), got {top_p}")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise ValueError(f"need 0 <= min_p <= 1 (or None), got {min_p}")

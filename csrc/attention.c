@@ -1,0 +1,282 @@
+/* attention.c - softmax(q K^T) V over a shared prompt and a sequence's own tokens.
+ *
+ * Work is cut into items: up to ITEM_ROWS rows that share a prefix, for one
+ * key-value head and the `group` query heads that use it. An item gathers its
+ * queries into a matrix [rows*group, head_dim]; then
+ *
+ *   scores   prompt blocks: one product for all rows of the item
+ *            own blocks:    one product per run
+ *   softmax  per row, over the row's own columns
+ *   output   the same two kinds of product, with values
+ *
+ * Columns of a score row: prompt token t is column t, own token t is column
+ * own_column + t, where own_column is the prompt's length rounded up to whole
+ * blocks. Blocks come in twos of panels, so every product writes whole blocks.
+ */
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "gemm.h"
+#include "threads.h"
+#include "vecmath.h"
+
+#define ITEM_ROWS 32
+
+typedef struct {
+    size_t first_row, rows; /* of the batch */
+    size_t first_run, runs; /* that the rows touch */
+} item;
+
+/* One thread's scratch. */
+typedef struct {
+    float *q;      /* [ITEM_ROWS*group, head_dim] */
+    float *scores; /* [ITEM_ROWS*group, columns] */
+    float *out;    /* [ITEM_ROWS*group, padded head_dim] */
+    size_t columns;
+} scratch_view;
+
+static size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+
+static size_t score_columns(size_t context)
+{
+    return round_up(context, BON_BLOCK) + BON_BLOCK; /* prompt and own part round up */
+}
+
+static size_t thread_floats(const bon_arch *arch, size_t context)
+{
+    const size_t rows = ITEM_ROWS * (arch->heads / arch->kv_heads);
+    return rows * (round_up(arch->head_dim, 16) * 2 + score_columns(context));
+}
+
+/* An item ends where the prefix changes or ITEM_ROWS are full, so there are at
+ * most rows/ITEM_ROWS full ones and one more per run. */
+static size_t max_items(size_t rows, size_t runs) { return rows / ITEM_ROWS + runs + 1; }
+
+size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t runs,
+                             size_t context, int threads)
+{
+    const size_t items = round_up(max_items(rows, runs) * sizeof(item), 64);
+    if (context > SIZE_MAX / 1024 / ITEM_ROWS / arch->heads / sizeof(float)) return 0;
+    return items + thread_floats(arch, context) * sizeof(float) * (size_t)threads;
+}
+
+static size_t cut_into_items(const bon_run *runs, size_t n_runs, item *items)
+{
+    size_t count = 0;
+    for (size_t r = 0; r < n_runs; r++) {
+        for (size_t done = 0; done < runs[r].rows;) {
+            item *last = count ? &items[count - 1] : NULL;
+            if (!last || last->rows == ITEM_ROWS
+                || runs[last->first_run].prefix != runs[r].prefix) {
+                last = &items[count++];
+                *last = (item){runs[r].first_row + done, 0, r, 0};
+            }
+            size_t take = ITEM_ROWS - last->rows;
+            if (take > runs[r].rows - done) take = runs[r].rows - done;
+            last->rows += take;
+            last->runs = r - last->first_run + 1;
+            done += take;
+        }
+    }
+    return count;
+}
+
+/* The rows [begin, end) of a run that lie in an item. */
+static void overlap(const item *it, const bon_run *run, size_t *begin, size_t *end)
+{
+    const size_t run_end = run->first_row + run->rows, item_end = it->first_row + it->rows;
+    *begin = run->first_row > it->first_row ? run->first_row : it->first_row;
+    *end = run_end < item_end ? run_end : item_end;
+}
+
+static size_t window_start(size_t position, size_t window)
+{
+    return window && position + 1 > window ? position + 1 - window : 0;
+}
+
+/* What stays the same while one item is worked on. */
+typedef struct {
+    const bon_cache *cache;
+    const bon_arch *arch;
+    size_t layer, head, group; /* key-value head; query heads per key-value head */
+    size_t prefix_length, own_column, value_panels;
+    size_t first_visible; /* first text position that any row of the item sees */
+} setting;
+
+/* -- the two products ------------------------------------------------------ */
+
+/* scores[rows][t] = q . key t, for the blocks that hold tokens from..to-1 of a
+ * sequence; column t of `scores` belongs to token t. */
+static void score_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
+                         const float *q, size_t rows, float *scores, size_t ld)
+{
+    const size_t dim = s->arch->head_dim;
+    for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++)
+        bon_panel_multiply(bon_cache_keys(s->cache, seq->blocks[b], s->layer, s->head),
+                           BON_BLOCK / BON_PANEL, dim * BON_PANEL, dim, q, rows, dim,
+                           scores + b * BON_BLOCK, ld, false);
+}
+
+/* out[rows] += sum over tokens from..to-1 of p[row][t] * value t; starts from 0
+ * unless `accumulate`. Whole blocks below `from` do not take part; p is 0 for
+ * tokens of the first block that lie below it. */
+static bool value_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
+                         const float *p, size_t ld, float *out, size_t rows,
+                         bool accumulate)
+{
+    for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++) {
+        const size_t left = to - b * BON_BLOCK;
+        bon_panel_multiply(bon_cache_values(s->cache, seq->blocks[b], s->layer, s->head),
+                           s->value_panels, BON_BLOCK * BON_PANEL,
+                           left < BON_BLOCK ? left : BON_BLOCK, p + b * BON_BLOCK, rows, ld,
+                           out, s->value_panels * BON_PANEL, accumulate);
+        accumulate = true;
+    }
+    return accumulate;
+}
+
+/* -- softmax --------------------------------------------------------------- */
+
+static void fill(float *x, size_t from, size_t to, float value)
+{
+    for (size_t i = from; i < to; i++) x[i] = value;
+}
+
+/* Turns a row of scores into probabilities. The row stands at `position` and
+ * sees own tokens up to own_last; columns up to own_column + own_end are zeroed
+ * behind them because a neighbour's product reads them. The sums start at a
+ * column that depends on this row alone. */
+static void softmax_row(const setting *s, float *x, size_t position, size_t own_end)
+{
+    const size_t first = window_start(position, s->arch->window[s->layer]);
+    const size_t prefix = s->prefix_length, own = s->own_column;
+    const size_t own_last = position - prefix;
+    const size_t first_column = first < prefix ? first : own + (first - prefix);
+    const size_t begin = first_column / BON_PANEL * BON_PANEL;
+    const size_t end = own + own_last + 1;
+
+    if (s->arch->attn_softcap > 0.0f) {
+        if (begin < prefix) bon_vec_softcap(x + begin, prefix - begin, s->arch->attn_softcap);
+        const size_t start = begin > own ? begin : own;
+        bon_vec_softcap(x + start, end - start, s->arch->attn_softcap);
+    }
+    fill(x, begin, first_column, -INFINITY);
+    if (begin < own) fill(x, prefix > begin ? prefix : begin, own, -INFINITY);
+
+    const float top = bon_vec_max(x + begin, end - begin);
+    const float sum = bon_vec_exp_sum(x + begin, end - begin, top);
+    bon_vec_scale(x + begin, end - begin, 1.0f / sum);
+
+    const size_t low = s->first_visible;
+    const size_t low_column = low < prefix ? low : own + (low - prefix);
+    fill(x, low_column / BON_BLOCK * BON_BLOCK, begin, 0.0f);
+    fill(x, end, own + own_end, 0.0f);
+}
+
+/* -- one item -------------------------------------------------------------- */
+
+static void gather_queries(const setting *s, const item *it, const float *q, float *to)
+{
+    const size_t dim = s->arch->head_dim, width = s->arch->heads * dim;
+    const float scale = s->arch->attn_scale;
+    for (size_t row = 0; row < it->rows; row++) {
+        const float *from = q + (it->first_row + row) * width + s->head * s->group * dim;
+        for (size_t i = 0; i < s->group * dim; i++) *to++ = from[i] * scale;
+    }
+}
+
+static void scatter_outputs(const setting *s, const item *it, const float *from, float *out)
+{
+    const size_t dim = s->arch->head_dim, width = s->arch->heads * dim;
+    const size_t ld = s->value_panels * BON_PANEL;
+    for (size_t row = 0; row < it->rows; row++)
+        for (size_t g = 0; g < s->group; g++, from += ld)
+            memcpy(out + (it->first_row + row) * width + (s->head * s->group + g) * dim,
+                   from, dim * sizeof(float));
+}
+
+static void attend(setting s, const item *it, const bon_run *runs, const float *q,
+                   float *out, const scratch_view *w)
+{
+    const size_t group = s.group, ld = w->columns, dim = s.arch->head_dim;
+    const size_t out_ld = s.value_panels * BON_PANEL;
+    const size_t window = s.arch->window[s.layer];
+    const bon_seq *prefix = runs[it->first_run].prefix;
+    s.prefix_length = prefix ? prefix->length : 0;
+    s.own_column = round_up(s.prefix_length, BON_BLOCK);
+
+    s.first_visible = SIZE_MAX;
+    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+        size_t begin, end;
+        overlap(it, &runs[r], &begin, &end);
+        const size_t position = bon_run_position(&runs[r]) + (begin - runs[r].first_row);
+        const size_t first = window_start(position, window);
+        if (first < s.first_visible) s.first_visible = first;
+    }
+    const bool sees_prefix = s.first_visible < s.prefix_length;
+    const size_t own_from = sees_prefix ? 0 : s.first_visible - s.prefix_length;
+
+    gather_queries(&s, it, q, w->q);
+    if (sees_prefix)
+        score_blocks(&s, prefix, s.first_visible, s.prefix_length, w->q, it->rows * group,
+                     w->scores, ld);
+    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+        size_t begin, end;
+        overlap(it, &runs[r], &begin, &end);
+        const size_t at = (begin - it->first_row) * group;
+        const size_t own_start = runs[r].own->length + (begin - runs[r].first_row);
+        const size_t own_end = own_start + (end - begin);
+        score_blocks(&s, runs[r].own, own_from, own_end, w->q + at * dim,
+                     (end - begin) * group, w->scores + at * ld + s.own_column, ld);
+        for (size_t i = 0; i < (end - begin) * group; i++)
+            softmax_row(&s, w->scores + (at + i) * ld, s.prefix_length + own_start + i / group,
+                        own_end);
+    }
+
+    bool begun = false;
+    if (sees_prefix)
+        begun = value_blocks(&s, prefix, s.first_visible, s.prefix_length, w->scores, ld, w->out,
+                             it->rows * group, false);
+    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+        size_t begin, end;
+        overlap(it, &runs[r], &begin, &end);
+        const size_t at = (begin - it->first_row) * group;
+        const size_t own_end = runs[r].own->length + (end - runs[r].first_row);
+        value_blocks(&s, runs[r].own, own_from, own_end, w->scores + at * ld + s.own_column, ld,
+                     w->out + at * out_ld, (end - begin) * group, begun);
+    }
+    scatter_outputs(&s, it, w->out, out);
+}
+
+void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
+                   const bon_run *runs, size_t n_runs, const float *q, float *out,
+                   void *scratch, size_t context, int threads)
+{
+    const size_t rows = runs[n_runs - 1].first_row + runs[n_runs - 1].rows;
+    const size_t group = arch->heads / arch->kv_heads;
+    const size_t padded = round_up(arch->head_dim, BON_PANEL);
+    item *items = scratch;
+    const size_t count = cut_into_items(runs, n_runs, items);
+    float *floats = (float *)((char *)scratch
+                              + round_up(max_items(rows, n_runs) * sizeof(item), 64));
+    const long tasks = (long)(count * arch->kv_heads);
+
+#pragma omp parallel num_threads(threads) if (tasks > 1 && threads > 1)
+    {
+        float *mine = floats + (size_t)bon_thread_index() * thread_floats(arch, context);
+        scratch_view w = {.q = mine, .columns = score_columns(context)};
+        w.out = w.q + ITEM_ROWS * group * padded;
+        w.scores = w.out + ITEM_ROWS * group * padded;
+#pragma omp for schedule(dynamic, 1)
+        for (long task = 0; task < tasks; task++) {
+            const setting s = {
+                .cache = cache, .arch = arch, .layer = layer,
+                .head = (size_t)task % arch->kv_heads, .group = group,
+                .value_panels = padded / BON_PANEL,
+            };
+            attend(s, &items[(size_t)task / arch->kv_heads], runs, q, out, &w);
+        }
+    }
+}

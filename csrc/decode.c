@@ -1,0 +1,611 @@
+/* decode.c - the scheduler: who waits, who lives, who has ended.
+ *
+ * One step is: let waiting samples enter (prefilling their prompt if they are
+ * its first), run the newest token of every live sample through the model, draw
+ * the next ones, retire those that ended. Live samples are kept sorted by
+ * prompt, so that attention serves all samples of a prompt together.
+ *
+ * All memory that a sample needs is taken when it enters; a step allocates
+ * nothing and cannot fail for want of memory.
+ */
+#define _POSIX_C_SOURCE 199309L
+#include "decode.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "threads.h"
+
+/* Logits of one chunk of rows take about this many floats: 16 MB. */
+#define LOGIT_FLOATS ((size_t)1 << 22)
+
+typedef struct {
+    int32_t *tokens;
+    size_t length;
+    uint64_t hash;
+    bon_seq seq;            /* filled while any sample of it lives */
+    float *logits;          /* [vocab] behind the last token, or NULL: not prefilled */
+    size_t waiting, live;   /* samples */
+} prompt_record;
+
+typedef struct {
+    bon_sample_settings settings;
+    size_t prompt;
+    bon_sample_state state;
+    bool has_event;
+    size_t limit;  /* tokens it may draw: settings and context */
+    size_t length; /* tokens drawn; all but the last are in the cache */
+    bon_seq seq;   /* own tokens, behind the prompt */
+    int32_t *tokens; /* [limit] each, one allocation that starts here */
+    float *logp, *sampled_logp, *certainty;
+} sample_record;
+
+struct bon_session {
+    const bon_model *model;
+    bon_work *work;
+    bon_cache *cache;
+    size_t slots, cache_blocks;
+    int32_t *end_tokens;
+    size_t n_end;
+    uint8_t *watch; /* [vocab] or NULL */
+
+    prompt_record *prompts;
+    size_t n_prompts, prompts_capacity;
+    sample_record *samples;
+    size_t n_samples, samples_capacity;
+    size_t next_waiting;  /* samples enter in the order of their numbers */
+    size_t n_waiting;
+    size_t *live;         /* [slots] sample numbers, sorted by prompt */
+    size_t n_live;
+    size_t *events;       /* [samples_capacity] sample numbers, oldest first */
+    size_t n_events, first_event;
+
+    size_t chunk_rows;    /* rows of logits at a time */
+    float *logits;        /* [chunk_rows, vocab] */
+    char *draw_scratch;   /* [threads] pieces of scratch_bytes */
+    size_t scratch_bytes;
+    bon_draw *draws;      /* [chunk_rows] */
+    bon_status *statuses; /* [chunk_rows] */
+    size_t *stepping;     /* [slots] the samples of the step under way */
+    bon_run *runs;        /* [slots] */
+    int32_t *tokens;      /* [slots] */
+    bon_session_stats stats;
+};
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+/* -- life ------------------------------------------------------------------ */
+
+static size_t logit_rows(const bon_model *model, size_t slots)
+{
+    return min_size(slots, max_size(16, LOGIT_FLOATS / bon_model_arch(model)->vocab));
+}
+
+static size_t draw_scratch_bytes(const bon_model *model)
+{
+    return (bon_sample_scratch(bon_model_arch(model)->vocab) + 63) / 64 * 64;
+}
+
+size_t bon_session_scratch_bytes(const bon_model *model, size_t slots)
+{
+    const bon_arch *a = bon_model_arch(model);
+    const size_t rows = max_size(slots, BON_CHUNK);
+    return logit_rows(model, slots) * a->vocab * sizeof(float)
+           + (size_t)bon_model_threads(model) * draw_scratch_bytes(model)
+           + bon_work_bytes(model, rows, rows, 1);
+}
+
+bon_status bon_session_create(const bon_model *model, const bon_session_limits *limits,
+                              bon_session **out)
+{
+    *out = NULL;
+    const bon_arch *a = bon_model_arch(model);
+    if (limits->slots < 1 || limits->slots > 1 << 20 || limits->cache_blocks < 1)
+        return BON_ERR_DOMAIN;
+    bon_session *s = calloc(1, sizeof *s);
+    if (s == NULL) return BON_ERR_MEMORY;
+    s->model = model;
+    s->slots = limits->slots;
+    s->cache_blocks = limits->cache_blocks;
+    s->chunk_rows = logit_rows(model, s->slots);
+    s->scratch_bytes = draw_scratch_bytes(model);
+
+    bon_status status = bon_cache_create(a->layers, a->kv_heads, a->head_dim,
+                                         limits->cache_blocks, &s->cache);
+    if (status != BON_OK) goto done;
+    if ((status = bon_work_create(model, &s->work)) != BON_OK) goto done;
+    status = BON_ERR_MEMORY;
+    if (!(s->live = calloc(s->slots, sizeof *s->live))
+        || !(s->stepping = calloc(s->slots, sizeof *s->stepping))
+        || !(s->runs = calloc(s->slots, sizeof *s->runs))
+        || !(s->tokens = calloc(s->slots, sizeof *s->tokens))
+        || !(s->draws = calloc(s->chunk_rows, sizeof *s->draws))
+        || !(s->statuses = calloc(s->chunk_rows, sizeof *s->statuses))
+        || !(s->logits = aligned_alloc(64, (s->chunk_rows * a->vocab * sizeof(float) + 63)
+                                               / 64 * 64))
+        || !(s->draw_scratch = aligned_alloc(64, (size_t)bon_model_threads(model)
+                                                     * s->scratch_bytes)))
+        goto done;
+    if (limits->n_end) {
+        if (!(s->end_tokens = malloc(limits->n_end * sizeof *s->end_tokens))) goto done;
+        memcpy(s->end_tokens, limits->end_tokens, limits->n_end * sizeof *s->end_tokens);
+        s->n_end = limits->n_end;
+    }
+    if (limits->watch) {
+        if (!(s->watch = malloc(a->vocab))) goto done;
+        memcpy(s->watch, limits->watch, a->vocab);
+    }
+    *out = s;
+    s = NULL;
+    status = BON_OK;
+done:
+    bon_session_destroy(s);
+    return status;
+}
+
+void bon_session_destroy(bon_session *s)
+{
+    if (s == NULL) return;
+    for (size_t i = 0; i < s->n_samples; i++) {
+        free(s->samples[i].tokens);
+        free(s->samples[i].seq.blocks);
+    }
+    for (size_t i = 0; i < s->n_prompts; i++) {
+        free(s->prompts[i].tokens);
+        free(s->prompts[i].logits);
+        free(s->prompts[i].seq.blocks);
+    }
+    free(s->samples);
+    free(s->prompts);
+    free(s->events);
+    free(s->live);
+    free(s->stepping);
+    free(s->runs);
+    free(s->tokens);
+    free(s->draws);
+    free(s->statuses);
+    free(s->logits);
+    free(s->draw_scratch);
+    free(s->end_tokens);
+    free(s->watch);
+    bon_work_destroy(s->work);
+    bon_cache_destroy(s->cache);
+    free(s);
+}
+
+/* -- prompts and samples --------------------------------------------------- */
+
+static bool tokens_are_known(const bon_model *model, const int32_t *tokens, size_t len,
+                             size_t *bad)
+{
+    const size_t vocab = bon_model_arch(model)->vocab;
+    for (*bad = 0; *bad < len; ++*bad)
+        if (tokens[*bad] < 0 || (size_t)tokens[*bad] >= vocab) return false;
+    return true;
+}
+
+static bool grow(void **array, size_t *capacity, size_t need, size_t item)
+{
+    if (need <= *capacity) return true;
+    const size_t wanted = max_size(16, need + need / 2);
+    void *bigger = realloc(*array, wanted * item);
+    if (bigger == NULL) return false;
+    *array = bigger;
+    *capacity = wanted;
+    return true;
+}
+
+bon_status bon_session_add_prompt(bon_session *s, const int32_t *tokens, size_t len,
+                                  size_t *prompt, size_t *bad)
+{
+    *bad = 0;
+    if (len < 1 || len > bon_model_arch(s->model)->max_positions
+        || !tokens_are_known(s->model, tokens, len, bad))
+        return BON_ERR_DOMAIN;
+    if (!grow((void **)&s->prompts, &s->prompts_capacity, s->n_prompts + 1, sizeof *s->prompts))
+        return BON_ERR_MEMORY;
+    prompt_record *p = &s->prompts[s->n_prompts];
+    *p = (prompt_record){.length = len, .hash = bon_hash_tokens(tokens, len)};
+    if (!(p->tokens = malloc(len * sizeof *tokens))) return BON_ERR_MEMORY;
+    memcpy(p->tokens, tokens, len * sizeof *tokens);
+    *prompt = s->n_prompts++;
+    return BON_OK;
+}
+
+static size_t token_limit(const bon_session *s, size_t prompt, size_t max_new_tokens)
+{
+    return min_size(max_new_tokens,
+                    bon_model_arch(s->model)->max_positions - s->prompts[prompt].length);
+}
+
+size_t bon_session_blocks_needed(const bon_session *s, size_t prompt, size_t max_new_tokens)
+{
+    return bon_blocks_for(s->prompts[prompt].length)
+           + bon_blocks_for(token_limit(s, prompt, max_new_tokens));
+}
+
+bon_status bon_session_add_sample(bon_session *s, size_t prompt,
+                                  const bon_sample_settings *settings, size_t *sample)
+{
+    if (prompt >= s->n_prompts || settings->max_new_tokens < 1) return BON_ERR_DOMAIN;
+    bon_status status = bon_sampling_check(&settings->how);
+    if (status != BON_OK) return status;
+    size_t capacity = s->samples_capacity; /* events grow with the samples */
+    if (!grow((void **)&s->events, &capacity, s->n_samples + 1, sizeof *s->events)
+        || !grow((void **)&s->samples, &s->samples_capacity, s->n_samples + 1,
+                 sizeof *s->samples))
+        return BON_ERR_MEMORY;
+    sample_record *r = &s->samples[s->n_samples];
+    *r = (sample_record){.settings = *settings, .prompt = prompt, .state = BON_WAITING};
+    r->settings.key.prompt = s->prompts[prompt].hash;
+    r->limit = token_limit(s, prompt, settings->max_new_tokens);
+    s->prompts[prompt].waiting++;
+    s->n_waiting++;
+    *sample = s->n_samples++;
+    return BON_OK;
+}
+
+bool bon_session_pending(const bon_session *s) { return s->n_live + s->n_waiting > 0; }
+
+static void add_event(bon_session *s, size_t sample)
+{
+    if (s->samples[sample].has_event) return;
+    if (s->first_event == s->n_events) s->first_event = s->n_events = 0;
+    if (s->n_events == s->samples_capacity) { /* at most one event per sample: room in front */
+        s->n_events -= s->first_event;
+        memmove(s->events, s->events + s->first_event, s->n_events * sizeof *s->events);
+        s->first_event = 0;
+    }
+    s->samples[sample].has_event = true;
+    s->events[s->n_events++] = sample;
+}
+
+bool bon_session_next_event(bon_session *s, size_t *sample)
+{
+    if (s->first_event == s->n_events) return false;
+    *sample = s->events[s->first_event++];
+    s->samples[*sample].has_event = false;
+    return true;
+}
+
+/* -- retiring -------------------------------------------------------------- */
+
+static void release_prompt_if_unused(bon_session *s, prompt_record *p)
+{
+    if (p->live + p->waiting > 0) return;
+    bon_seq_free(s->cache, &p->seq);
+    free(p->logits);
+    p->logits = NULL;
+}
+
+static void retire(bon_session *s, size_t sample, bon_sample_state state)
+{
+    sample_record *r = &s->samples[sample];
+    prompt_record *p = &s->prompts[r->prompt];
+    if (r->state == BON_WAITING) {
+        p->waiting--;
+        s->n_waiting--;
+    } else {
+        size_t i = 0;
+        while (s->live[i] != sample) i++;
+        memmove(&s->live[i], &s->live[i + 1], (--s->n_live - i) * sizeof *s->live);
+        p->live--;
+        bon_seq_free(s->cache, &r->seq);
+    }
+    r->state = state;
+    release_prompt_if_unused(s, p);
+    add_event(s, sample);
+}
+
+bon_status bon_session_end_sample(bon_session *s, size_t sample, bon_sample_state reason,
+                                  size_t keep)
+{
+    if (sample >= s->n_samples || bon_sample_ended(s->samples[sample].state)
+        || !bon_sample_ended(reason) || keep > s->samples[sample].length)
+        return BON_ERR_DOMAIN;
+    s->samples[sample].length = keep;
+    retire(s, sample, reason);
+    return BON_OK;
+}
+
+bon_status bon_session_view(const bon_session *s, size_t sample, bon_sample_view *view)
+{
+    if (sample >= s->n_samples) return BON_ERR_DOMAIN;
+    const sample_record *r = &s->samples[sample];
+    *view = (bon_sample_view){r->state, r->length, r->tokens,
+                              r->logp, r->sampled_logp, r->certainty};
+    return BON_OK;
+}
+
+void bon_session_forget(bon_session *s, size_t sample)
+{
+    if (sample >= s->n_samples || !bon_sample_ended(s->samples[sample].state)) return;
+    sample_record *r = &s->samples[sample];
+    free(r->tokens);
+    r->tokens = NULL;
+    r->logp = r->sampled_logp = r->certainty = NULL;
+    r->length = 0;
+}
+
+/* -- drawing --------------------------------------------------------------- */
+
+static bool is_end_token(const bon_session *s, int32_t token)
+{
+    for (size_t i = 0; i < s->n_end; i++)
+        if (s->end_tokens[i] == token) return true;
+    return false;
+}
+
+static void append(bon_session *s, size_t sample, const bon_draw *draw)
+{
+    sample_record *r = &s->samples[sample];
+    r->tokens[r->length] = draw->token;
+    r->logp[r->length] = draw->logp;
+    r->sampled_logp[r->length] = draw->sampled_logp;
+    r->certainty[r->length] = draw->certainty;
+    r->length++;
+    s->stats.new_tokens++;
+    if (is_end_token(s, draw->token)) retire(s, sample, BON_END_TOKEN);
+    else if (r->length == r->limit) retire(s, sample, BON_LENGTH);
+    else if (s->watch && s->watch[draw->token]) add_event(s, sample);
+}
+
+static bon_status draw_one(const bon_session *s, size_t sample, const float *logits,
+                           int thread, bon_draw *draw)
+{
+    const sample_record *r = &s->samples[sample];
+    return bon_sample_token(logits, bon_model_arch(s->model)->vocab, &r->settings.how,
+                            bon_rng_uniform(&r->settings.key, r->length),
+                            s->draw_scratch + (size_t)thread * s->scratch_bytes, draw);
+}
+
+/* -- entering -------------------------------------------------------------- */
+
+static bon_status prefill(bon_session *s, prompt_record *p, const bon_poll *poll)
+{
+    const double start = seconds_now();
+    const bon_arch *a = bon_model_arch(s->model);
+    const float *hidden;
+    float *logits = malloc(a->vocab * sizeof *logits);
+    if (logits == NULL) return BON_ERR_MEMORY;
+    bon_status status = bon_model_prefill(s->model, s->work, s->cache, p->tokens, p->length,
+                                          &p->seq, poll, &hidden);
+    if (status == BON_OK)
+        status = bon_model_logits(s->model, BON_PREFILL,
+                                  hidden + (p->length - 1) % BON_CHUNK * a->hidden, 1, logits);
+    if (status != BON_OK) {
+        bon_seq_free(s->cache, &p->seq);
+        free(logits);
+        return status;
+    }
+    p->logits = logits;
+    s->stats.prompt_tokens += p->length;
+    s->stats.prefill_seconds += seconds_now() - start;
+    return BON_OK;
+}
+
+/* Memory for all that the sample can draw, and its blocks. */
+static bon_status make_room(bon_session *s, sample_record *r)
+{
+    const size_t context = s->prompts[r->prompt].length + r->limit;
+    const size_t rows = min_size(s->slots, s->n_live + s->n_waiting);
+    bon_status status = bon_work_reserve(s->work, rows, rows, context);
+    if (status != BON_OK) return status;
+    if (r->tokens == NULL) {
+        r->tokens = malloc(r->limit * (sizeof(int32_t) + 3 * sizeof(float)));
+        if (r->tokens == NULL) return BON_ERR_MEMORY;
+        r->logp = (float *)(r->tokens + r->limit);
+        r->sampled_logp = r->logp + r->limit;
+        r->certainty = r->sampled_logp + r->limit;
+    }
+    return bon_seq_reserve(s->cache, &r->seq, r->limit);
+}
+
+static void insert_live(bon_session *s, size_t sample)
+{
+    size_t i = s->n_live++;
+    for (; i > 0 && s->samples[s->live[i - 1]].prompt > s->samples[sample].prompt; i--)
+        s->live[i] = s->live[i - 1];
+    s->live[i] = sample;
+}
+
+static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
+{
+    sample_record *r = &s->samples[sample];
+    prompt_record *p = &s->prompts[r->prompt];
+    bon_status status = BON_OK;
+    if (r->limit == 0) { /* the prompt fills the context */
+        retire(s, sample, BON_LENGTH);
+        return BON_OK;
+    }
+    const size_t need = bon_blocks_for(r->limit) + (p->logits ? 0 : bon_blocks_for(p->length));
+    if (need > bon_cache_free_blocks(s->cache)) return BON_ERR_FULL;
+    if (p->logits == NULL && (status = prefill(s, p, poll)) != BON_OK) return status;
+
+    bon_draw draw;
+    if ((status = make_room(s, r)) != BON_OK
+        || (status = draw_one(s, sample, p->logits, 0, &draw)) != BON_OK) {
+        bon_seq_free(s->cache, &r->seq);
+        return status;
+    }
+    r->state = BON_LIVE;
+    p->waiting--;
+    s->n_waiting--;
+    p->live++;
+    insert_live(s, sample);
+    append(s, sample, &draw);
+    return BON_OK;
+}
+
+static bon_status enter(bon_session *s, const bon_poll *poll)
+{
+    while (s->n_live < s->slots && s->n_waiting > 0) {
+        const size_t sample = s->next_waiting;
+        if (s->samples[sample].state == BON_WAITING) {
+            const bon_status status = enter_one(s, sample, poll);
+            if (status == BON_ERR_FULL && s->n_live > 0) return BON_OK; /* later */
+            if (status != BON_OK) return status;
+        }
+        s->next_waiting++;
+    }
+    return BON_OK;
+}
+
+/* -- one step -------------------------------------------------------------- */
+
+/* Logits and draws for the rows of a batch, in chunks; *drew counts the samples
+ * that have their next token. Draws are gathered first and appended after, so
+ * that retiring does not move rows under the loop. */
+static bon_status draw_all(bon_session *s, size_t rows, const float *hidden, size_t *drew)
+{
+    const size_t *samples = s->stepping;
+    const bon_arch *a = bon_model_arch(s->model);
+    const int threads = bon_model_threads(s->model);
+    for (*drew = 0; *drew < rows;) {
+        const size_t count = min_size(s->chunk_rows, rows - *drew);
+        bon_status status = bon_model_logits(s->model, BON_DECODE, hidden + *drew * a->hidden,
+                                             count, s->logits);
+        if (status != BON_OK) return status;
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (count * a->vocab > BON_PARALLEL_ABOVE / 4)
+        for (size_t i = 0; i < count; i++)
+            s->statuses[i] = draw_one(s, samples[*drew + i], s->logits + i * a->vocab,
+                                      bon_thread_index(), &s->draws[i]);
+        for (size_t i = 0; i < count; i++, ++*drew) {
+            if (s->statuses[i] != BON_OK) return s->statuses[i];
+            append(s, samples[*drew], &s->draws[i]);
+        }
+    }
+    return BON_OK;
+}
+
+static bon_status step(bon_session *s, const bon_poll *poll)
+{
+    const double start = seconds_now();
+    const size_t rows = s->n_live;
+    size_t drew = 0;
+    memcpy(s->stepping, s->live, rows * sizeof *s->live);
+    for (size_t i = 0; i < rows; i++) {
+        sample_record *r = &s->samples[s->stepping[i]];
+        s->tokens[i] = r->tokens[r->length - 1];
+        s->runs[i] = (bon_run){&s->prompts[r->prompt].seq, &r->seq, i, 1};
+    }
+    const float *hidden;
+    bon_status status = bon_model_forward(s->model, s->work, s->cache, BON_DECODE, s->tokens,
+                                          s->runs, rows, poll, &hidden);
+    if (status != BON_OK) return status;
+    status = draw_all(s, rows, hidden, &drew);
+    for (size_t i = drew; i < rows; i++) /* those without a next token stay as they were */
+        s->samples[s->stepping[i]].seq.length--;
+    s->stats.steps++;
+    s->stats.decode_seconds += seconds_now() - start;
+    return status;
+}
+
+bon_status bon_session_run(bon_session *s, size_t steps, const bon_poll *poll)
+{
+    for (size_t i = 0; i < steps && s->first_event == s->n_events; i++) {
+        const bon_status entered = enter(s, poll);
+        if (entered != BON_OK) return entered;
+        if (s->first_event != s->n_events || s->n_live == 0) break;
+        const bon_status stepped = step(s, poll);
+        if (stepped != BON_OK) return stepped;
+    }
+    return BON_OK;
+}
+
+void bon_session_get_stats(const bon_session *s, bon_session_stats *stats)
+{
+    *stats = s->stats;
+    stats->live = s->n_live;
+    stats->waiting = s->n_waiting;
+    stats->free_blocks = bon_cache_free_blocks(s->cache);
+}
+
+/* -- questions ------------------------------------------------------------- */
+
+/* Asks samples[0..count-1] in one batch that fits into BON_CHUNK rows (or holds
+ * one sample). forks [count] are empty and are empty again at the end. */
+static bon_status ask_batch(bon_session *s, const size_t *samples, size_t count,
+                            const int32_t *question, size_t len, bon_seq *forks,
+                            const bon_poll *poll, const int32_t *named, size_t n_named,
+                            float *logp_out, float *logits_out)
+{
+    const bon_arch *a = bon_model_arch(s->model);
+    const size_t rows_each = len + 1; /* the newest token is not in the cache yet */
+    size_t context = 0;
+    bon_status status = BON_OK;
+    int32_t *tokens = malloc(count * rows_each * sizeof *tokens);
+    bon_run *runs = malloc(count * sizeof *runs);
+    if (!tokens || !runs) status = BON_ERR_MEMORY;
+
+    for (size_t i = 0; i < count && status == BON_OK; i++) {
+        const sample_record *r = &s->samples[samples[i]];
+        const prompt_record *p = &s->prompts[r->prompt];
+        const size_t own = r->length + len;
+        if (p->length + own > a->max_positions) status = BON_ERR_DOMAIN;
+        else status = bon_seq_fork(s->cache, &r->seq, &forks[i]);
+        if (status == BON_OK) status = bon_seq_reserve(s->cache, &forks[i], own);
+        context = max_size(context, p->length + own);
+        tokens[i * rows_each] = r->tokens[r->length - 1];
+        memcpy(tokens + i * rows_each + 1, question, len * sizeof *question);
+        runs[i] = (bon_run){&p->seq, &forks[i], i * rows_each, rows_each};
+    }
+    const float *hidden;
+    if (status == BON_OK)
+        status = bon_work_reserve(s->work, count * rows_each, count, context);
+    if (status == BON_OK)
+        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, tokens, runs, count,
+                                   poll, &hidden);
+    for (size_t i = 0; i < count && status == BON_OK; i++) {
+        float *logits = logits_out ? logits_out + i * a->vocab : s->logits;
+        status = bon_model_logits(s->model, BON_PREFILL,
+                                  hidden + ((i + 1) * rows_each - 1) * a->hidden, 1, logits);
+        if (status == BON_OK)
+            status = bon_log_softmax_at(logits, a->vocab, 1.0f, named, n_named,
+                                        logp_out + i * n_named);
+    }
+    for (size_t i = 0; i < count; i++) bon_seq_free(s->cache, &forks[i]);
+    free(tokens);
+    free(runs);
+    return status;
+}
+
+bon_status bon_session_ask(bon_session *s, const size_t *samples, size_t count,
+                           const int32_t *question, size_t len, const int32_t *named,
+                           size_t n_named, const bon_poll *poll, float *logp_out,
+                           float *logits_out)
+{
+    const bon_arch *a = bon_model_arch(s->model);
+    size_t bad;
+    if (len < 1 || len >= a->max_positions || !tokens_are_known(s->model, question, len, &bad)
+        || !tokens_are_known(s->model, named, n_named, &bad))
+        return BON_ERR_DOMAIN;
+    for (size_t i = 0; i < count; i++)
+        if (samples[i] >= s->n_samples || s->samples[samples[i]].state != BON_LIVE)
+            return BON_ERR_DOMAIN;
+
+    const size_t most = max_size(1, BON_CHUNK / (len + 1));
+    bon_seq forks[BON_CHUNK] = {{0}};
+    for (size_t at = 0, take; at < count; at += take) {
+        bon_status status = BON_ERR_FULL;
+        /* Half as many at a time where the cache has no room for more. */
+        for (take = min_size(most, count - at); take > 0; take /= 2) {
+            status = ask_batch(s, samples + at, take, question, len, forks, poll, named, n_named,
+                               logp_out + at * n_named,
+                               logits_out ? logits_out + at * a->vocab : NULL);
+            if (status != BON_ERR_FULL) break;
+        }
+        if (status != BON_OK) return status;
+    }
+    return BON_OK;
+}

@@ -1,0 +1,107 @@
+/* model.h - a transformer: weights in packed form, and the forward pass.
+ *
+ * A model is made in three steps and then never changes:
+ *
+ *   bon_model_create     from an architecture (arch.h) and a precision
+ *   bon_model_set        once per tensor of the checkpoint, in any order
+ *   bon_model_missing    names the first slot that has not been set
+ *
+ * It may be used by several sessions at once; what a forward pass writes lives
+ * in a workspace (bon_work) and a cache (cache.h) that belong to the session.
+ *
+ * Matrices of one input are packed as one: q, k and v; gate and up.
+ */
+#ifndef BON_MODEL_H
+#define BON_MODEL_H
+
+#include "arch.h"
+#include "attention.h"
+#include "cache.h"
+#include "gemm.h"
+#include "status.h"
+
+/* Where a tensor of the checkpoint belongs. */
+typedef enum {
+    BON_EMBED, BON_HEAD, BON_FINAL_NORM, /* of the model */
+    BON_Q, BON_K, BON_V, BON_O, BON_GATE, BON_UP, BON_DOWN, /* of a layer, from here on */
+    BON_Q_BIAS, BON_K_BIAS, BON_V_BIAS, BON_O_BIAS, BON_GATE_BIAS, BON_UP_BIAS, BON_DOWN_BIAS,
+    BON_Q_NORM, BON_K_NORM, BON_ATTN_NORM, BON_ATTN_POST_NORM, BON_MLP_NORM, BON_MLP_POST_NORM,
+    BON_SLOTS
+} bon_slot;
+
+/* "embed", "q_bias", ...: the words of bonaware.models. */
+const char *bon_slot_name(bon_slot slot);
+static inline bool bon_slot_of_layer(bon_slot slot) { return slot >= BON_Q; }
+
+typedef struct bon_model bon_model;
+
+/* Copies arch with all it points to. dtype: BON_F32 or BON_BF16, of matrices;
+ * norms and biases are float32. BON_ERR_DOMAIN if arch contradicts itself. */
+BON_MUST_CHECK bon_status bon_model_create(const bon_arch *arch, bon_dtype dtype, int threads,
+                                           bon_model **out);
+void bon_model_destroy(bon_model *model); /* accepts NULL */
+
+/* false where the architecture has no such slot (a bias it does not use). */
+bool bon_model_has(const bon_model *model, bon_slot slot);
+/* The shape that a slot must have; cols is 1 for vectors. */
+void bon_model_shape(const bon_model *model, bon_slot slot, size_t *rows, size_t *cols);
+
+/* Converts and packs one tensor [rows, cols] of the shape above. layer: 0 for
+ * slots of the model. Setting a slot twice overwrites it. */
+BON_MUST_CHECK bon_status bon_model_set(bon_model *model, bon_slot slot, size_t layer,
+                                        const void *data, bon_dtype dtype);
+/* true and the first unset slot, or false when the model is complete. */
+bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer);
+
+const bon_arch *bon_model_arch(const bon_model *model);
+bon_dtype bon_model_dtype(const bon_model *model);
+int bon_model_threads(const bon_model *model);
+size_t bon_model_bytes(const bon_model *model); /* of packed weights */
+
+/* Matrices by shape, to choose routes: i = 0.. until NULL. */
+bon_matrix *bon_model_matrix(bon_model *model, size_t i, const char **name);
+
+/* -- forward pass ---------------------------------------------------------- */
+
+/* Scratch of a forward pass, grown on demand by bon_work_reserve. */
+typedef struct bon_work bon_work;
+BON_MUST_CHECK bon_status bon_work_create(const bon_model *model, bon_work **out);
+void bon_work_destroy(bon_work *work); /* accepts NULL */
+/* Room for batches of `rows` rows in `runs` runs that see `context` tokens. */
+BON_MUST_CHECK bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs,
+                                           size_t context);
+/* What bon_work_reserve would hold, in bytes. */
+size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t context);
+
+/* Runs the layers over a batch and writes its keys and values to the cache.
+ *
+ *   tokens  [rows] ids below vocab (the caller has checked), rows of all runs
+ *   runs    [n_runs] in order of rows; room is reserved in each run's own
+ *           sequence and in the workspace
+ *   poll    asked between matrix products
+ *   hidden  points into the workspace: [rows, hidden] after the final norm,
+ *           valid until the next call
+ *
+ * The lengths of the runs' sequences are raised by their rows at the very end:
+ * on BON_ERR_INTERRUPTED the sequences are as before. */
+BON_MUST_CHECK bon_status bon_model_forward(const bon_model *model, bon_work *work,
+                                            bon_cache *cache, bon_phase phase,
+                                            const int32_t *tokens, const bon_run *runs,
+                                            size_t n_runs, const bon_poll *poll,
+                                            const float **hidden);
+
+/* Runs a text of len tokens into an empty sequence, in chunks of BON_CHUNK rows,
+ * reserving cache and workspace itself. hidden: of the rows of the last chunk;
+ * the last row stands at [(len-1) % BON_CHUNK]. On an error the sequence holds a
+ * part of the text: free it. */
+#define BON_CHUNK 128
+BON_MUST_CHECK bon_status bon_model_prefill(const bon_model *model, bon_work *work,
+                                            bon_cache *cache, const int32_t *tokens, size_t len,
+                                            bon_seq *seq, const bon_poll *poll,
+                                            const float **hidden);
+
+/* logits [rows, vocab] of rows of `hidden` [rows, hidden], soft-capped. */
+BON_MUST_CHECK bon_status bon_model_logits(const bon_model *model, bon_phase phase,
+                                           const float *hidden, size_t rows, float *logits);
+
+#endif /* BON_MODEL_H */

@@ -1,0 +1,44 @@
+/* py_engine.h - what the files of the module bonaware._engine share. */
+#ifndef BON_PY_ENGINE_H
+#define BON_PY_ENGINE_H
+
+/* One table of NumPy's functions for the module; py_engine.c imports it. */
+#define PY_ARRAY_UNIQUE_SYMBOL bon_engine_numpy
+#ifndef BON_IMPORT_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include "py_common.h"
+
+#include "decode.h"
+
+/* Add the types to the module; 0, or -1 with an exception set. */
+int bon_add_model_type(PyObject *module);
+int bon_add_session_type(PyObject *module);
+
+/* The model inside a Model object, borrowed, or NULL with TypeError set. */
+bon_model *bon_model_of(PyObject *object);
+
+/* A poll that lets Python handle signals (Ctrl-C) while the core runs without
+ * the GIL: it takes the GIL back for a moment, at most every POLL_SECONDS.
+ *
+ *   py_poll poll;
+ *   py_poll_begin(&poll);          releases the GIL
+ *   status = core call(&poll.poll);
+ *   py_poll_end(&poll);            takes it back
+ *
+ * After BON_ERR_INTERRUPTED the exception of the signal handler is set. */
+typedef struct {
+    bon_poll poll;
+    PyThreadState *state;
+    double next;
+} py_poll;
+void py_poll_begin(py_poll *poll);
+void py_poll_end(py_poll *poll);
+
+/* Sets the exception for a status of the engine: MemoryError, RuntimeError for
+ * oneDNN, ValueError for a model that computes NaN; nothing for an interrupt,
+ * whose exception is set already. Statuses that a caller can say more about are
+ * handled before. Returns NULL. */
+PyObject *raise_engine_status(bon_status status);
+
+#endif /* BON_PY_ENGINE_H */

@@ -1,0 +1,34 @@
+/* score.h - what the model thinks of given texts, without drawing.
+ *
+ * Each call makes its own workspace and cache and frees them, so any number of
+ * threads may score with one model at once. Prompts and completions are never
+ * copied per sample: a prompt runs once for all its completions.
+ */
+#ifndef BON_SCORE_H
+#define BON_SCORE_H
+
+#include "model.h"
+
+/* logits [len, vocab] at every position of a text, 1 <= len <= max_positions.
+ * BON_ERR_DOMAIN with *bad = index of an id outside the vocabulary, or len. */
+BON_MUST_CHECK bon_status bon_score_logits(const bon_model *model, const int32_t *tokens,
+                                           size_t len, const bon_poll *poll, float *logits,
+                                           size_t *bad);
+
+/* Log-probabilities, in nats at `temperature` > 0, of every token of several
+ * completions of one prompt.
+ *
+ *   prompt       [prompt_len], prompt_len >= 1
+ *   completions  one behind the other; lengths [count], each >= 0, and
+ *                prompt_len + length <= max_positions + 1 (the last token is
+ *                predicted, not read)
+ *   logp         as completions
+ *   bad          on BON_ERR_DOMAIN: index of an unknown id in prompt followed by
+ *                completions, or prompt_len + all lengths if a text is too long */
+BON_MUST_CHECK bon_status bon_score_logp(const bon_model *model, const int32_t *prompt,
+                                         size_t prompt_len, const int32_t *completions,
+                                         const size_t *lengths, size_t count,
+                                         float temperature, const bon_poll *poll, float *logp,
+                                         size_t *bad);
+
+#endif /* BON_SCORE_H */
