@@ -3,7 +3,8 @@
 PYTHON ?= python3
 WARN    = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror
 SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
-PRELOAD = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)"
+SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys
 
 # The core as a library of sanitized objects: a test links the members it needs.
 CORE    = $(patsubst csrc/%.c,build/ctest/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
@@ -13,7 +14,7 @@ ASAN_TESTS ?= tests/test_estimators.py tests/test_select.py
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build test ctest asan fuzz lint stubs bench clean
+.PHONY: help build test ctest asan sanitized fuzz lint stubs bench clean
 
 help:
 	@echo "make build   compile the extensions in place, warnings are errors"
@@ -59,12 +60,18 @@ build/ctest/%: tests/c/%.c tests/c/check.h build/ctest/libcore.a
 # Python itself leaks by design at exit, so leaks are looked for in ctest.
 # PYTHONMALLOC: inside Python's own arenas ASan is blind. --capture: the report goes
 # to file descriptor 2, which pytest would swallow.
-asan:
+asan: sanitized
+	$(SANITIZED) $(ASAN_TESTS)
+	@rm -f bonaware/*.so
+
+sanitized:
 	@rm -f bonaware/*.so
 	BON_DEV=1 BON_SANITIZE=1 $(PYTHON) setup.py -q build_ext --inplace \
 		--build-temp build/asan --build-lib build/asan
-	$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		$(PYTHON) -m pytest --capture=sys $(ASAN_TESTS)
+
+fuzz: build/ctest/fuzz_weights sanitized
+	./build/ctest/fuzz_weights
+	$(SANITIZED) tests/test_fuzz.py
 	@rm -f bonaware/*.so
 
 lint:
