@@ -18,7 +18,7 @@ _PUBLIC = {
     "Samples": ("samples", "Samples"),
     "estimators": ("estimators", None),
     "evaluate": ("evaluation", "evaluate"),
-    "evaluate_recorded": ("evaluation", "evaluate_recorded"),
+    "evaluate_recorded": ("recorded", "evaluate_recorded"),
     "models": ("models", None),
     "plot": ("plot", None),
     "select": ("select", None),

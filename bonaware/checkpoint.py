@@ -71,7 +71,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"must have each key once in an object, but has {show(name)} twice")
+                raise ValueError(f"must have no key twice in an object, found {show(name)}")
             seen.add(name)
     return result
 

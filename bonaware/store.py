@@ -89,8 +89,8 @@ class Store:
     >>> with Store(folder.name + "/run.sqlite") as store:
     ...     store.begin({"temperature": 1.0}, [{"id": "a", "prompt": "2 + 2 =",
     ...                  "tokens": np.array([3, 4], np.int32)}])
-    ...     store.have(prompts=1, n=8)
-    set()
+    ...     list(store.samples())
+    []
     >>> folder.cleanup()
     """
 
@@ -223,16 +223,6 @@ class Store:
                     "give another store"
                 )
 
-    def have(self, prompts: int, n: int) -> set[tuple[int, int]]:
-        """The (prompt, index) of every stored sample with ``prompt < prompts, index < n``."""
-        with self._errors():
-            return set(
-                self._db.execute(
-                    'SELECT prompt, "index" FROM samples WHERE prompt < ? AND "index" < ?',
-                    (prompts, n),
-                )
-            )
-
     def add(self, sample: Sample) -> None:
         """Commit one finished sample.
 
@@ -349,19 +339,11 @@ class Store:
             prompts = self._one("SELECT count(*) FROM problems")
             return prompts, self._one('SELECT coalesce(max("index") + 1, 0) FROM samples')
 
-    def seconds(self) -> float:
-        """Wall-clock seconds of drawing, all sessions together, to the last sample of each."""
-        with self._errors():
-            return self._one(
-                "SELECT coalesce(sum(s), 0) FROM "
-                "(SELECT max(seconds) AS s FROM samples GROUP BY session)"
-            )
-
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write one row per sample to a Parquet or JSONL file, replacing it.
 
         Columns: problem, prompt, index, text, finish_reason, temperature, seconds, tokens,
-        logp, sampled_logp, certainty, reward, answer, and `score_NAME` for each verifier.
+        logp, sampled_logp, certainty, reward, extracted_answer, and `score_NAME` for each verifier.
 
         Parameters
         ----------
@@ -401,8 +383,9 @@ class Store:
         query = (
             'SELECT problems.id AS problem, s.prompt, s."index", s.text, s.finish_reason, '
             "s.temperature, s.seconds, s.tokens, s.logp, s.sampled_logp, s.certainty, "
-            f"rewards.value AS reward, rewards.answer {columns} FROM samples AS s "
-            "JOIN problems USING(prompt) LEFT JOIN rewards ON rewards.prompt = s.prompt "
+            f"rewards.value AS reward, rewards.answer AS extracted_answer {columns} "
+            "FROM samples AS s JOIN problems USING(prompt) "
+            "LEFT JOIN rewards ON rewards.prompt = s.prompt "
             'AND rewards."index" = s."index" ORDER BY s.prompt, s."index"'
         )
         with self._errors():
@@ -556,7 +539,7 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], scores: Sequence[
             "tokens": pyarrow.list_(pyarrow.int32()), "logp": pyarrow.list_(pyarrow.float32()),
             "sampled_logp": pyarrow.list_(pyarrow.float32()),
             "certainty": pyarrow.list_(pyarrow.float32()), "reward": pyarrow.float64(),
-            "answer": pyarrow.string(),
+            "extracted_answer": pyarrow.string(),
             **{f"score_{name}": pyarrow.float64() for name in scores},
         }
     )  # fmt: skip

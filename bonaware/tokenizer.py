@@ -291,7 +291,7 @@ class StopStrings:
         self._tokenizer = tokenizer
         # A token that adds text adds a byte at least, and a character begun outside the
         # window may break up to three bytes of it.
-        self._window = max((len(stop.encode()) for stop in self.stops), default=0) + 3
+        self.window = max((len(stop.encode()) for stop in self.stops), default=0) + 3
 
     def watch(self, vocab: int) -> NDArray[np.uint8]:
         """Marks of the ids that can complete a stop string.
@@ -323,7 +323,7 @@ class StopStrings:
         tokens : int, shape [length]
             What was drawn so far; only the end is looked at.
         """
-        return self._before(_as_ids(tokens[-self._window:])) is not None
+        return self._before(_as_ids(tokens[-self.window:])) is not None
 
     def cut(self, prompt_ids: ArrayLike, tokens: ArrayLike) -> tuple[str, bool]:
         """The text before the first stop string, and whether there is one.

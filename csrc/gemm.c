@@ -142,7 +142,7 @@ size_t bon_matrix_inputs(const bon_matrix *matrix) { return matrix->k; }
 /* A panel is a transposition of 32-bit words: one float32, or a pair of
  * neighbouring bfloat16. Rows are converted into a small buffer of words, which
  * stays in the L1 cache while it is turned into lines of 16 lanes. */
-#define PACK_WORDS 64
+#define PACK_WORDS 128
 
 static size_t inputs_per_word(bon_dtype dtype) { return dtype == BON_F32 ? 1 : 2; }
 
@@ -180,6 +180,41 @@ static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dty
     memcpy(words, b, (count + 1) / 2 * sizeof *words);
 }
 
+/* to[c][r] = from[r][c] for 8 rows of PACK_WORDS and 8 columns of BON_PANEL words. */
+static void transpose_8x8(const uint32_t *from, uint32_t *to)
+{
+    __m256 row[8], pair[8], quad[8];
+    for (int r = 0; r < 8; r++) row[r] = _mm256_loadu_ps((const float *)from + r * PACK_WORDS);
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            quad[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0x44);
+            quad[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
+        }
+    for (int c = 0; c < 4; c++) {
+        _mm256_storeu_ps((float *)to + c * BON_PANEL,
+                         _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x20));
+        _mm256_storeu_ps((float *)to + (c + 4) * BON_PANEL,
+                         _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x31));
+    }
+}
+
+/* out[w*16 + r] = words[r][w]; `words` is full width whatever is used of it. */
+static void transpose(uint32_t words[][PACK_WORDS], size_t rows, size_t used, uint32_t *out)
+{
+    size_t w = 0;
+    if (rows == BON_PANEL)
+        for (; w + 8 <= used; w += 8) {
+            transpose_8x8(&words[0][w], out + w * BON_PANEL);
+            transpose_8x8(&words[8][w], out + w * BON_PANEL + 8);
+        }
+    for (; w < used; w++)
+        for (size_t r = 0; r < rows; r++) out[w * BON_PANEL + r] = words[r][w];
+}
+
 /* Rows lane..lane+rows-1 of one panel. */
 static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t rows,
                        const char *src, bon_dtype src_dtype)
@@ -193,8 +228,8 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
         const size_t used = (count + per_word - 1) / per_word;
         for (size_t r = 0; r < rows; r++)
             to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype, words[r]);
-        for (size_t w = 0; w < used; w++, out += BON_PANEL)
-            for (size_t r = 0; r < rows; r++) out[r] = words[r][w];
+        transpose(words, rows, used, out);
+        out += used * BON_PANEL;
     }
 }
 

@@ -112,7 +112,7 @@ static PyObject *py_sample(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *objects[3];
     bon_sampling how = {0};
-    if (!PyArg_ParseTuple(args, "OOOiff:sample", &objects[0], &objects[1], &objects[2],
+    if (!PyArg_ParseTuple(args, "OOOidd:sample", &objects[0], &objects[1], &objects[2],
                           &how.top_k, &how.top_p, &how.min_p))
         return NULL;
     PyArrayObject *logits = as_array(objects[0], NPY_FLOAT, 2, "logits");

@@ -121,7 +121,7 @@ static PyObject *Session_add_samples(SessionObject *self, PyObject *args)
     PyObject *index_object, *temperature_object;
     unsigned long long seed, repeat;
     bon_sample_settings settings = {0};
-    if (!PyArg_ParseTuple(args, "nOOiffnKK:add_samples", &prompt, &index_object,
+    if (!PyArg_ParseTuple(args, "nOOiddnKK:add_samples", &prompt, &index_object,
                           &temperature_object, &settings.how.top_k, &settings.how.top_p,
                           &settings.how.min_p, &max_new_tokens, &seed, &repeat))
         return NULL;

@@ -3,8 +3,8 @@
 
 __extension__ typedef unsigned __int128 wide;
 
-/* Multipliers and key increments of Philox 4x64: Salmon et al. 2011, table 2 and
- * section 4.3 (the increments are the golden ratio and sqrt(3) - 1). */
+/* Multipliers and key increments of Philox 4x64 (the increments are the golden ratio
+ * minus 1 and sqrt(3) - 1, times 2^64). */
 #define PHILOX_M0 UINT64_C(0xD2E7470EE14C6C93)
 #define PHILOX_M1 UINT64_C(0xCA5A826395121157)
 #define PHILOX_W0 UINT64_C(0x9E3779B97F4A7C15)

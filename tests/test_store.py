@@ -98,7 +98,7 @@ def test_reading_is_bounded_by_prompts_and_n(tmp_path):
         for p in range(2):
             for i in range(3):
                 store.add(sample(p, i))
-        assert store.have(1, 2) == {(0, 0), (0, 1)}
+        assert [(s.prompt, s.index) for s in store.samples(1, 2)] == [(0, 0), (0, 1)]
         assert [(s.prompt, s.index) for s in store.samples(2, 1)] == [(0, 0), (1, 0)]
         assert store.shape() == (2, 3)
 
@@ -130,7 +130,7 @@ def test_problems_and_settings_come_back(tmp_path):
 
 
 def test_a_problem_may_hold_what_json_cannot(tmp_path):
-    problem = PROBLEMS[0] | {"answer": {1, 1}, "fields": {"a": np.arange(2), "b": np.float32(2)}}
+    problem = PROBLEMS[0] | {"answer": {1}, "fields": {"a": np.arange(2), "b": np.float32(2)}}
     with begun(tmp_path / "run.sqlite", problems=[problem]) as store:
         assert store.problems()[0]["fields"] == {"a": [0, 1], "b": 2.0}
 
@@ -144,16 +144,18 @@ def test_closing_leaves_one_self_contained_file(tmp_path):
     store.close()
 
 
-def test_seconds_add_up_over_sessions(tmp_path):
+def test_each_opening_for_drawing_is_a_session(tmp_path):
     path = tmp_path / "run.sqlite"
     for index in range(2):
-        with begun(path) as store:
+        with Store(path) as store:
+            store.begin(SETTINGS, PROBLEMS, {"threads": 2 + index})
             store.add(sample(0, index))
-    with sqlite3.connect(path) as db:
-        db.execute('UPDATE samples SET seconds = 1.5 + "index"')
+    db = sqlite3.connect(path)
+    assert db.execute('SELECT "index", session FROM samples').fetchall() == [(0, 1), (1, 2)]
+    assert [json.loads(text) for (text,) in db.execute("SELECT settings FROM sessions")] == [
+        {"threads": 2}, {"threads": 3},
+    ]  # fmt: skip
     db.close()
-    with Store(path, readonly=True) as store:
-        assert store.seconds() == 4.0
 
 
 # -- killed, continued, extended ---------------------------------------------
@@ -176,9 +178,8 @@ def test_every_added_sample_survives_sigkill(tmp_path):
     printed = [last, *map(int, child.communicate()[0].split())]
     assert child.returncode == -signal.SIGKILL
     with begun(path) as store:
-        indices = sorted(index for _, index in store.have(2, 1000))
+        indices = [s.index for s in store.samples()]
         assert indices in ([*range(printed[-1] + 1)], [*range(printed[-1] + 2)])
-        assert len(list(store.samples())) == len(indices)
 
 
 def test_a_killed_store_can_be_read_before_it_is_continued(tmp_path):
@@ -288,9 +289,8 @@ def test_a_full_disk_is_said_and_the_samples_before_survive(tmp_path):
     with begun(path) as store:
         store._db.execute("PRAGMA max_page_count=20")
         with pytest.raises(StoreError, match=r"run\.sqlite: the disk is full") as raised:
-            for index in range(1000):
-                store.add(sample(0, index, length=500))
-        stored = len(store.have(1, 1000))
+            [store.add(sample(0, index, length=500)) for index in range(1000)]
+        stored = len(list(store.samples()))
         assert 0 < stored < 1000
         assert isinstance(raised.value.__cause__, sqlite3.OperationalError)
     with begun(path) as store:
@@ -403,7 +403,7 @@ def test_jsonl_has_one_row_per_sample(finished, tmp_path):
         ("a", 0, 0), ("a", 0, 1), ("b", 1, 0),
     ]  # fmt: skip
     assert [r["reward"] for r in rows] == [1.0, 0.0, 0.5]
-    assert [r["answer"] for r in rows] == ["4", None, "5"]
+    assert [r["extracted_answer"] for r in rows] == ["4", None, "5"]
     assert [r["score_likelihood"] for r in rows] == [-1.0, -2.0, -3.0]
     assert [r['score_odd "name"'] for r in rows] == [1.0, None, None]
     assert rows[0]["tokens"] == [0, 1, 2]
