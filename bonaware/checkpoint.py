@@ -8,6 +8,8 @@ nothing is copied here. Knows no engine and no tokenizer.
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,10 @@ __all__ = ["Checkpoint", "read_json"]
 MAX_JSON = 100_000_000  # bytes; published indexes and tokenizers are below 40 MB
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What belongs to a model beside its weights.
+SIDE_FILES = ("config.json", "generation_config.json", INDEX, "tokenizer.json",
+              "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+              "additional_chat_templates")
 LISTED = 5  # names shown when many tensors are left over
 SAMPLED = 1024  # bytes of the start, middle and end of a tensor in the fingerprint
 
@@ -321,6 +327,30 @@ class Checkpoint:
 
     def _where(self, name: str) -> str:
         return self._files[name].path
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the same model to another folder, whole or not at all.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and is not empty.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"need a folder that is new or empty, found files in {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name + ".") as unfinished:
+            for name in (*SIDE_FILES, *{Path(w.path).name for w in self._files.values()}):
+                if (self.path / name).is_dir():
+                    shutil.copytree(self.path / name, Path(unfinished, name))
+                elif (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, Path(unfinished, name))
+            os.chmod(unfinished, 0o755)
+            os.rename(unfinished, path)
+            os.mkdir(unfinished)  # the context manager removes it
 
     # -- identity ----------------------------------------------------------------------------
 

@@ -407,7 +407,7 @@ static bon_status read_metadata(reader *r)
     }
 }
 
-/* Room for one more entry, zeroed, or NULL. */
+/* Room for one more entry, or NULL. */
 static entry *new_entry(bon_weights *w)
 {
     if (w->count == w->capacity) {
@@ -419,10 +419,7 @@ static entry *new_entry(bon_weights *w)
         w->entries = grown;
         w->capacity = capacity;
     }
-    entry *e = &w->entries[w->count];
-    memset(e, 0, sizeof *e);
-    w->count++;
-    return e;
+    return &w->entries[w->count++];
 }
 
 static bon_status read_header(bon_weights *w, message out)
