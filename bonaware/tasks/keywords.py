@@ -25,15 +25,16 @@ class Keywords(Task):
     ----------
     path : str or Path, optional
         JSONL with id, prompt and words (list of str). Default: the shipped problems,
-        64 openings and words for the small checkpoint "aidreams260K".
+        64 openings with one word or two, chosen for the small checkpoint "aidreams260K":
+        at temperature 1 it solves between 4 % and 61 % of the time, 22 % on average.
 
     Examples
     --------
     >>> task = Keywords()
     >>> problem = task.load(limit=1)[0]
     >>> problem.prompt, problem.answer
-    ('"Echoes of', ['tapestry'])
-    >>> task.reward(problem, " precision unfold like a Tapestry.")
+    ('"Echoes of data', ['whisper'])
+    >>> task.reward(problem, " unfold, Whispering of vectors.")
     1.0
     """
 

@@ -1,0 +1,42 @@
+"""exact: the task's own reward as the score; what a perfect selector would see."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.samples import Samples
+from bonaware.tasks import Problem, Task
+
+__all__ = ["VERIFIER", "Exact"]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Scores with the reward of a task.
+
+    Parameters
+    ----------
+    task : Task
+        Whose reward it is.
+    """
+
+    task: Task
+
+    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+        """Rewards, shape [P, n]; NaN where there is no sample.
+
+        Raises
+        ------
+        ValueError
+            There is not one prompt per problem, or a sample has no text.
+        """
+        mute = samples.valid & np.array(
+            [[text is None for text in row] for row in samples.text], bool
+        ).reshape(samples.valid.shape)
+        if mute.any():
+            raise ValueError(f"verifier exact needs texts, but {mute.sum()} samples have none")
+        return self.task.rewards(problems, samples.text)
+
+
+VERIFIER = Exact

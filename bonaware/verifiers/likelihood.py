@@ -1,0 +1,45 @@
+"""likelihood: the log-probability of a sample under the model that drew it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.samples import Samples
+from bonaware.tasks import Problem
+
+__all__ = ["VERIFIER", "Likelihood"]
+
+NORMALIZE = (None, "length")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Scores log π(sample | prompt) at temperature 1.
+
+    Parameters
+    ----------
+    normalize : str, optional
+        None: summed over the tokens, nats; long samples score low. "length": mean per
+        token, nats.
+
+    Raises
+    ------
+    ValueError
+        normalize is something else.
+    """
+
+    normalize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize not in NORMALIZE:
+            raise ValueError(f"normalize must be None or 'length', got {self.normalize!r}")
+
+    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+        """Log-probabilities, nats, shape [P, n]; NaN where there is no sample."""
+        if self.normalize is None:
+            return samples.sum_logp.copy()
+        return samples.sum_logp / np.maximum(samples.lengths, 1)
+
+
+VERIFIER = Likelihood
