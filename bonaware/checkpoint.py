@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,12 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SIDE_FILES = ("config.json", "generation_config.json", INDEX, "tokenizer.json",
               "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
               "additional_chat_templates")
+# Beside the weights; all but config.json may be missing.
+COPIED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)
 LISTED = 5  # names shown when many tensors are left over
 SAMPLED = 1024  # bytes of the start, middle and end of a tensor in the fingerprint
 
@@ -351,6 +359,33 @@ class Checkpoint:
             os.chmod(unfinished, 0o755)
             os.rename(unfinished, path)
             os.mkdir(unfinished)  # the context manager removes it
+
+    # -- a copy ------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Copies the model to a folder of its own: configuration, weights, tokenizer.
+
+        The copy gets its name when it is whole.
+
+        Raises
+        ------
+        FileExistsError
+            path is there and is not an empty folder.
+        """
+        target = Path(path)
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise FileExistsError(f"need a folder that is new or empty to save in, found {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files = [self.path / name for name in COPIED if (self.path / name).is_file()]
+        files += sorted({Path(weights.path) for weights in self._files.values()})
+        if not (self.path / SINGLE).is_file():
+            files.append(self.path / INDEX)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+            copy = Path(temporary) / target.name
+            copy.mkdir()
+            for file in files:
+                shutil.copyfile(file, copy / file.name)
+            copy.replace(target)
 
     # -- identity ----------------------------------------------------------------------------
 
