@@ -219,12 +219,6 @@ def test_a_prompt_that_cannot_be_used_is_named_by_its_number(lm):
         lm.generate([[1], [2], [3, 11]], n=1)
 
 
-def test_prompts_that_are_one_string_are_refused(tiny):
-    model = bon.LM.load(tiny("counting", tokenizer=True, eos=[0, 1]))
-    with refuses((TypeError, ValueError), "prompts", "str|list"):
-        model.generate("ab", n=2)
-
-
 @pytest.mark.parametrize("tokens", [[], [11], [-1], [1] * 65], ids=str)
 def test_logits_refuses_tokens_out_of_range(lm, tokens):
     with refuses(ValueError, "empty|at least|11|-1|64"):

@@ -344,7 +344,8 @@ def test_ctrl_c_ends_generate_at_once_and_keeps_what_is_finished(tiny, interrupt
     prompts = [[1, 2, 3], [8, 9]]
     options = {"n": 4096, "max_new_tokens": 4000, "rng": 1}
     sent = interrupt_after(1.5)
-    samples = lm.generate(prompts, **options)
+    with pytest.warns(UserWarning, match=r"interrupted: \d+ of 8192 samples are finished"):
+        samples = lm.generate(prompts, **options)
     assert time.perf_counter() - sent[0] < 0.5
     assert (samples.valid == (samples.finish_reason != "")).all()
     assert set(samples.finish_reason[samples.valid]) == {"eos", "aborted"}
@@ -357,7 +358,8 @@ def test_ctrl_c_during_a_long_prompt_is_answered(tiny, interrupt_after):
     lm = bon.LM.load(tiny("wide"), dtype="float32")
     prompts = [np.random.default_rng(p).integers(0, 1003, 4000) for p in range(40)]
     sent = interrupt_after(0.5)
-    samples = lm.generate(prompts, n=1, max_new_tokens=1)
+    with pytest.warns(UserWarning, match="interrupted: .* of 40 samples"):
+        samples = lm.generate(prompts, n=1, max_new_tokens=1)
     assert sent
     assert time.perf_counter() - sent[0] < 0.5
     assert not samples.valid.all() or "aborted" in samples.finish_reason
