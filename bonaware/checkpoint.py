@@ -10,8 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,15 +28,11 @@ __all__ = ["Checkpoint", "read_json"]
 MAX_JSON = 100_000_000  # bytes; published indexes and tokenizers are below 40 MB
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What belongs to a model beside its weights.
-SIDE_FILES = ("config.json", "generation_config.json", INDEX, "tokenizer.json",
-              "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-              "additional_chat_templates")
-# Beside the weights; all but config.json may be missing.
-COPIED = (
+# What belongs to a model beside its weights; all but config.json may be missing.
+SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
 )
 LISTED = 5  # names shown when many tensors are left over
 SAMPLED = 1024  # bytes of the start, middle and end of a tensor in the fingerprint
@@ -339,33 +333,7 @@ class Checkpoint:
     # -- writing -----------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the same model to another folder, whole or not at all.
-
-        Raises
-        ------
-        FileExistsError
-            The folder exists and is not empty.
-        """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"need a folder that is new or empty, found files in {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name + ".") as unfinished:
-            for name in (*SIDE_FILES, *{Path(w.path).name for w in self._files.values()}):
-                if (self.path / name).is_dir():
-                    shutil.copytree(self.path / name, Path(unfinished, name))
-                elif (self.path / name).is_file():
-                    shutil.copyfile(self.path / name, Path(unfinished, name))
-            os.chmod(unfinished, 0o755)
-            os.rename(unfinished, path)
-            os.mkdir(unfinished)  # the context manager removes it
-
-    # -- a copy ------------------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Copies the model to a folder of its own: configuration, weights, tokenizer.
-
-        The copy gets its name when it is whole.
+        """Copies the model to another folder, whole or not at all.
 
         Raises
         ------
@@ -373,18 +341,21 @@ class Checkpoint:
             path is there and is not an empty folder.
         """
         target = Path(path)
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise FileExistsError(f"need a folder that is new or empty to save in, found {target}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        files = [self.path / name for name in COPIED if (self.path / name).is_file()]
-        files += sorted({Path(weights.path) for weights in self._files.values()})
+        names = [name for name in SIDE_FILES if (self.path / name).exists()]
+        names += sorted({Path(weights.path).name for weights in self._files.values()})
         if not (self.path / SINGLE).is_file():
-            files.append(self.path / INDEX)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-            copy = Path(temporary) / target.name
+            names.append(INDEX)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as temporary:
+            copy = Path(temporary, target.name)
             copy.mkdir()
-            for file in files:
-                shutil.copyfile(file, copy / file.name)
+            for name in names:
+                if (self.path / name).is_dir():
+                    shutil.copytree(self.path / name, copy / name)
+                else:
+                    shutil.copyfile(self.path / name, copy / name)
             copy.replace(target)
 
     # -- identity ----------------------------------------------------------------------------
