@@ -1,0 +1,411 @@
+"""The command line: bonaware evaluate | generate | config.
+
+Same words as in Python. Results go to standard output; settings, bar and errors to standard
+error. Exit code 0: done; 1: it failed, and one sentence says why; 2: wrong command line.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bonaware
+
+__all__ = ["main"]
+
+SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+HIDDEN = ("routes", "fingerprint")  # long, and in the store
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
+
+EVALUATE = """\
+examples:
+  bonaware evaluate --model models/stories --task keywords
+  bonaware evaluate --model models/Qwen3-0.6B --task gsm8k --n 32 --limit 100 --plot curves.png
+  bonaware evaluate --model models/Qwen3-0.6B --task jsonl --task-option path=mine.jsonl
+  bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
+  bonaware evaluate --samples run.sqlite
+
+Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
+on where it stopped; a larger --n draws only what is missing.
+"""
+
+GENERATE = """\
+examples:
+  bonaware generate --model models/Qwen3-0.6B --chat --n 4 "Why is the sky blue?"
+  bonaware generate --model models/Qwen3-0.6B --file prompts.jsonl --n 32 --json > samples.jsonl
+  echo "Once upon a time" | bonaware generate --model models/stories --temperature 0 --n 1
+"""
+
+
+class UsageError(Exception):
+    """The command line is wrong in a way that argparse does not see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Default: the arguments of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "5")  # seconds: a bar in a log stays short
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _say(f"bonaware: {message}")
+        try:
+            return _run(args)
+        except UsageError as error:
+            prog = args.parser.prog
+            args.parser.exit(2, f"{prog}: {error}\nsee {prog} --help\n")
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough; Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (Exception, KeyboardInterrupt) as error:
+            if args.debug:
+                raise
+            _say(f"bonaware: {_sentence(error)}")
+            return 1
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    done = args.run(args)
+    sys.stdout.flush()
+    return 0 if done else 1
+
+
+# -- evaluate ----------------------------------------------------------------
+
+
+def _evaluate(args: argparse.Namespace) -> bool:
+    _check_evaluate(args)
+    run = _recorded(args) if args.samples else _drawn(args)
+    print(json.dumps(_as_json(run)) if args.json else run.summary())
+    if args.export:
+        from bonaware.store import Store
+
+        with Store(run.store, readonly=True) as store:
+            store.export(args.export)
+        _say(f"table: {args.export}")
+    if args.plot:
+        run.plot().figure.savefig(args.plot, dpi=150)
+        _say(f"plot: {args.plot}")
+    if run.store and not args.samples:
+        _say(
+            f"samples: {run.store} (a larger --n adds to it, --export FILE.parquet makes a table; "
+            "to start afresh, delete it or give another --store)"
+        )
+    return run.complete or bool(args.samples)
+
+
+def _check_evaluate(args: argparse.Namespace) -> None:
+    if args.samples and (args.model or args.task):
+        raise UsageError("give --samples, or --model and --task, not both")
+    if not args.samples and not (args.model and args.task):
+        raise UsageError(
+            "give --model FOLDER and --task NAME to draw samples, or --samples FILE to measure "
+            f"recorded ones; tasks: {', '.join(bonaware.tasks.available())}"
+        )
+    if args.export and (args.samples or args.no_store):
+        raise UsageError("--export writes what is in the store: it needs --model and a store")
+    if args.export and Path(args.export).suffix not in (".parquet", ".jsonl"):
+        raise UsageError(f"--export needs a name ending in .parquet or .jsonl, got {args.export}")
+
+
+def _recorded(args: argparse.Namespace) -> Any:
+    named = {name: getattr(args, name) for name in ("rewards", "answers", "gold", "problem")}
+    run = bonaware.evaluate_recorded(args.samples, **named, scores=args.scores, k=args.k)
+    _say_settings({name: value for name, value in run.settings.items() if value is not None})
+    return run
+
+
+def _drawn(args: argparse.Namespace) -> Any:
+    task = bonaware.tasks.get(args.task, **dict(args.task_option))
+    lm = _load(args)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    store = None if args.no_store else args.store or _store_name(lm, args, sampling)
+    defaults = {"max_new_tokens": task.max_new_tokens, "stop_strings": list(task.stop_strings)}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    _say_settings(
+        lm.settings()
+        | {"task": task.name, "split": args.split, "n": args.n, "seed": args.seed}
+        | sampling | defaults | given
+    )  # fmt: skip
+    if store:
+        _say(f"store: {store}{' (continued)' if Path(store).exists() else ''}")
+    verifiers = args.verifier or ["likelihood"]
+    return bonaware.evaluate(
+        lm, task, args.n, k=args.k, verifiers=verifiers, limit=args.limit, split=args.split,
+        rng=args.seed, store=store, progress=True, **sampling,
+    )  # fmt: skip
+
+
+def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any]) -> str:
+    """In the current folder; one name for the same samples, whatever n and limit are."""
+    same = [lm.fingerprint, args.task, sorted(args.task_option), args.split, args.seed, sampling]
+    digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
+    return f"{lm.name}-{args.task}-{digest}.sqlite"
+
+
+def _as_json(run: Any) -> dict[str, Any]:
+    stats = run.samples.stats if run.samples else None
+    figures = run.curves().to_dict() | {"selected": run.selected()} if run.counted.any() else {}
+    return {
+        "settings": run.settings,
+        "store": str(run.store) if run.store else None,
+        "complete": run.complete,
+        **figures,
+        "stats": stats and dataclasses.asdict(stats),
+    }
+
+
+# -- generate ----------------------------------------------------------------
+
+
+def _generate(args: argparse.Namespace) -> bool:
+    prompts = [_prompt(text, args) for text in args.prompt] or _read_prompts(args)
+    lm = _load(args)
+    sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    _say_settings(lm.settings() | {"n": args.n, "seed": args.seed} | sampling)
+    samples = lm.generate(prompts, args.n, rng=args.seed, progress=True, **sampling)
+    for sample in samples:
+        if args.json:
+            print(_sample_json(sample))
+        else:
+            print(_sample_text(sample, titled=len(prompts) * args.n > 1))
+    _say(f"{samples.stats!r}")
+    return bool(samples.valid.all()) and "aborted" not in samples.finish_reason
+
+
+def _prompt(text: str, args: argparse.Namespace) -> Any:
+    if not args.ids:
+        return [{"role": "user", "content": text}] if args.chat else text
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UsageError(f"--ids needs token ids such as '1 403 407', got {text!r}") from None
+
+
+def _read_prompts(args: argparse.Namespace) -> list[Any]:
+    """The prompts of --file, else of standard input when something is piped in."""
+    if args.file is None and sys.stdin.isatty():
+        raise UsageError("give a PROMPT, or --file FILE, or pipe prompts in, one per line")
+    if args.file in (None, "-"):
+        prompts = _line_prompts(sys.stdin, args)
+    elif args.file.endswith(".jsonl"):
+        prompts = [_row_prompt(args, *row) for row in bonaware.tasks.read_jsonl(args.file)]
+    else:
+        with open(args.file, encoding="utf-8") as file:
+            prompts = _line_prompts(file, args)
+    if not prompts:
+        raise ValueError(f"{args.file or 'standard input'} holds no prompt")
+    return prompts
+
+
+def _line_prompts(file: Iterable[str], args: argparse.Namespace) -> list[Any]:
+    return [_prompt(line.rstrip("\n"), args) for line in file if line.strip()]
+
+
+def _row_prompt(args: argparse.Namespace, number: int, row: dict[str, Any]) -> Any:
+    for name in ("prompt", "messages"):
+        if name in row:
+            return _prompt(row[name], args) if isinstance(row[name], str) else row[name]
+    raise ValueError(
+        f"{args.file}, line {number}: need a field 'prompt' or 'messages', found {', '.join(row)}"
+    )
+
+
+def _sample_json(sample: Any) -> str:
+    return json.dumps(
+        {
+            "prompt": sample.prompt,
+            "index": sample.index,
+            "text": sample.text,
+            "finish_reason": sample.finish_reason,
+            "tokens": sample.tokens.tolist(),
+            "logp": sample.logp.tolist(),
+            "sampled_logp": sample.sampled_logp.tolist(),
+        }
+    )
+
+
+def _sample_text(sample: Any, titled: bool) -> str:
+    ids = " ".join(map(str, sample.tokens.tolist()))
+    text = ids if sample.text is None else _printable(sample.text)
+    if not titled:
+        return text
+    return (
+        f"--- prompt {sample.prompt}, sample {sample.index}: {sample.finish_reason}, "
+        f"{len(sample.tokens)} tokens, log p {sample.logp.sum():.2f}\n{text}"
+    )
+
+
+def _printable(text: str) -> str:
+    """A model's text must not steer the terminal: control characters are shown as escapes."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+# -- config ------------------------------------------------------------------
+
+
+def _config(args: argparse.Namespace) -> bool:
+    if args.json:
+        from bonaware.config import describe
+
+        print(json.dumps(describe()))
+    else:
+        bonaware.show_config()
+    return True
+
+
+# -- shared ------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> Any:
+    return bonaware.LM.load(
+        args.model, dtype=args.dtype, threads=args.threads, memory=args.memory
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _say_settings(settings: dict[str, Any]) -> None:
+    shown = {name: value for name, value in settings.items() if name not in HIDDEN}
+    _say("settings: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | TypeError | OSError | RuntimeError | ImportError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _numbers(kind: type) -> Any:
+    def numbers(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    numbers.__name__ = f"list of {kind.__name__}"
+    return numbers
+
+
+def _temperature(text: str) -> float | list[float]:
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+def _bytes(text: str) -> int:
+    unit = text[-1:].upper()
+    return int(float(text[:-1]) * SIZES[unit]) if unit in SIZES else int(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON where it is JSON, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"need NAME=VALUE, got {text!r}")
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bonaware", description="Best-of-N on CPU: draw, select, measure."
+    )
+    parser.add_argument("--version", action="version", version=f"bonaware {bonaware.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        made.add_argument("--json", action="store_true", help="results as JSON")
+        made.add_argument("--debug", action="store_true", help="errors with their traceback")
+        made.set_defaults(run=run, parser=made)
+        return made
+
+    summary = "draw n samples per problem, reward and score them, estimate what k tries give"
+    _evaluate_arguments(command("evaluate", _evaluate, summary, EVALUATE))
+    _generate_arguments(command("generate", _generate, "draw samples of prompts", GENERATE))
+    command("config", _config, "versions, instruction set, threads and kernels in use")
+    return parser
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    what.add_argument("--task", metavar="NAME", help="see bonaware.tasks.available()")
+    what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
+                      default=[], help="an option of the task; may be repeated")  # fmt: skip
+    what.add_argument("--split", default="test", help="default: test")
+    what.add_argument("--limit", type=int, metavar="P", help="the first P problems only")
+    what.add_argument("--verifier", metavar="NAME", action="append",
+                      help="select by it; may be repeated (default: likelihood)")  # fmt: skip
+    _model_arguments(parser, n=32)
+    where = parser.add_argument_group("where it goes")
+    where.add_argument("--store", metavar="FILE", help="default: MODEL-TASK-SETTINGS.sqlite")
+    where.add_argument("--no-store", action="store_true", help="keep samples in memory only")
+    where.add_argument("--export", metavar="FILE", help="samples as .parquet or .jsonl")
+    where.add_argument("--plot", metavar="FILE", help="the curves as .png, .pdf or .svg")
+    where.add_argument("--k", type=_numbers(int), metavar="K,K,...", help="default: 1,2,4,...,n")
+    recorded = parser.add_argument_group("recorded samples, instead of a model")
+    recorded.add_argument("--samples", metavar="FILE", help="JSONL, or the store of a run")
+    recorded.add_argument("--rewards", metavar="FIELD", help="field with the truth")
+    recorded.add_argument("--scores", metavar="FIELD", action="append",
+                          help="field to select by; may be repeated")  # fmt: skip
+    recorded.add_argument("--answers", metavar="FIELD", help="field with the answers that vote")
+    recorded.add_argument("--gold", metavar="FIELD", help="field with the right answer")
+    recorded.add_argument("--problem", metavar="FIELD", help="field that names the problem")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="default: standard input")
+    parser.add_argument("--model", metavar="FOLDER", required=True, help="a Hugging Face folder")
+    parser.add_argument("--file", metavar="FILE", help="one prompt per line; .jsonl: rows with "
+                        "'prompt' or 'messages'; -: standard input")  # fmt: skip
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--chat", action="store_true", help="prompts are messages of a user")
+    kind.add_argument("--ids", action="store_true", help="prompts are token ids")
+    _model_arguments(parser, n=1)
+
+
+def _model_arguments(parser: argparse.ArgumentParser, n: int) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--n", type=int, default=n, help=f"samples per prompt (default: {n})")
+    group.add_argument("--temperature", type=_temperature, default=1.0, metavar="T[,T,...]",
+                       help="one, or one per sample (default: 1)")  # fmt: skip
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--max-new-tokens", type=int, metavar="T")
+    group.add_argument("--stop", dest="stop_strings", action="append", metavar="STRING",
+                       help="end a sample here; may be repeated")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, help="default: 0")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    engine.add_argument("--threads", type=int, help="default: all this process may use")
+    engine.add_argument("--memory", type=_bytes, metavar="SIZE",
+                        help="of cache and scratch, such as 8G")  # fmt: skip

@@ -1,0 +1,387 @@
+"""Evaluation: draw n samples per prompt, reward, score, and estimate what k tries give.
+
+The main job. It knows the order of the steps and nothing else: the model draws
+(`lm.stream`), the task rewards, verifiers score, the store keeps, the estimators estimate.
+"""
+
+import html
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import bonaware
+from bonaware import _lookup, select, tasks
+from bonaware._progress import Bar, Progress
+from bonaware.curves import Curves, curves, which_k
+from bonaware.samples import Request, Sample, Samples, seed_of
+from bonaware.store import Store
+
+__all__ = ["Run", "evaluate"]
+
+
+@dataclass(eq=False, repr=False)
+class Run:
+    """What `evaluate` returns: samples, their rewards and scores, and the curves.
+
+    Parameters
+    ----------
+    problems : list of Problem, length P
+    samples : Samples or None
+        None for recorded rewards without samples.
+    rewards : float64, shape [P, n]
+        NaN where there is no sample.
+    scores : dict of name -> float64, shape [P, n]
+    answers : nested list [P][n] of str or None, or None
+        What the samples vote for; None where the task has no answers.
+    settings : dict
+        Everything the samples depend on.
+    k : sequence of int, optional
+        At which curves are estimated; default 1, 2, 4, ... n.
+    store : Path or None
+        The file that holds the run.
+    complete : bool
+        False after an interruption; figures then come from the prompts that have all n.
+    """
+
+    problems: list[Any]
+    samples: Samples | None
+    rewards: NDArray[np.float64]
+    scores: dict[str, NDArray[np.float64]]
+    answers: list[list[str | None]] | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    k: Sequence[int] | None = None
+    store: Path | None = None
+    complete: bool = True
+
+    @property
+    def n(self) -> int:
+        """Samples per prompt."""
+        return self.rewards.shape[1]
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which prompts `[P]` the figures come from.
+
+        In an interrupted run those with all n samples: what had finished elsewhere is short
+        rather than typical.
+        """
+        drawn = ~np.isnan(self.rewards)
+        return drawn.any(axis=1) if self.complete else drawn.all(axis=1)
+
+    def curves(self, level: float = 0.95) -> Curves:
+        """Estimates for each k, with intervals of that level; see `bonaware.curves.curves`."""
+        rewards, scores, answers = self._counted()
+        if not len(rewards):
+            raise ValueError(
+                f"need a prompt with all n={self.n} samples, but of {len(self.rewards)} prompts "
+                f"none has, after {int((~np.isnan(self.rewards)).sum())} samples"
+            )
+        return curves(rewards, scores, answers, k=self.k, level=level)
+
+    def selected(self) -> dict[str, float]:
+        """Mean reward of the sample that each selector picks from all a prompt has.
+
+        Equal scores and votes: the sample with the lowest index.
+        """
+        rewards, scores, answers = self._counted()
+        mask = ~np.isnan(rewards)
+        picks = {name: select.best_of_n(score, mask=mask) for name, score in scores.items()}
+        if answers is not None:
+            picks["majority"] = select.majority(answers, mask=mask)
+        rows = np.arange(len(rewards))
+        return {name: float(rewards[rows, pick].mean()) for name, pick in picks.items()}
+
+    def plot(self, ax=None, level: float = 0.95):
+        """Draw the curves with their intervals; returns the matplotlib Axes."""
+        from bonaware import plot
+
+        ax = plot.curves(self.curves(level), ax=ax)
+        ax.set_title(f"{self._title()}\n{ax.get_title()}")
+        return ax
+
+    def summary(self) -> str:
+        """The curves as a table, what each selector picks, and what it cost."""
+        lines = [self._head(), ""]
+        if self.counted.any():
+            picks = self.selected()
+            lines.append(repr(self.curves()))
+            if picks:
+                chosen = ", ".join(f"{name} {reward:.3f}" for name, reward in picks.items())
+                lines.append(f"chosen from all samples (ties: lowest index): {chosen}")
+        else:
+            lines.append(f"no prompt has all n={self.n} samples yet, so there are no figures")
+        if self.samples is not None and self.samples.stats is not None:
+            lines.append(f"drawn by this call: {self.samples.stats!r}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        table = self.curves()._repr_html_() if self.counted.any() else ""
+        return f"<p><b>{html.escape(self._head())}</b></p>{table}"
+
+    def _counted(self):
+        rows = self.counted
+        answers = self.answers and [
+            row for row, used in zip(self.answers, rows, strict=True) if used
+        ]
+        scores = {name: score[rows] for name, score in self.scores.items()}
+        return self.rewards[rows], scores, answers
+
+    def _title(self) -> str:
+        words = [self.settings.get(name) for name in ("model", "task", "recorded")]
+        return " on ".join(str(word) for word in words if word) or "samples"
+
+    def _head(self) -> str:
+        drawn = int((~np.isnan(self.rewards)).sum())
+        text = f"{self._title()}: {len(self.rewards)} prompts, n={self.n}, {drawn} samples"
+        if self.complete:
+            return text
+        wanted = self.rewards.size
+        return f"{text} of {wanted}: interrupted, {int(self.counted.sum())} prompts have all n"
+
+
+def evaluate(
+    lm: Any,
+    task: Any,
+    n: int = 32,
+    *,
+    k: Sequence[int] | None = None,
+    verifiers: Sequence[Any] = ("likelihood",),
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    max_new_tokens: int | None = None,
+    stop_strings: Sequence[str] | None = None,
+    limit: int | None = None,
+    split: str = "test",
+    rng: int | np.random.SeedSequence | np.random.Generator | None = 0,
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
+) -> Run:
+    """Draw n samples for each problem of a task and measure what k of them give.
+
+    Parameters
+    ----------
+    lm : LM
+    task : str or task
+        A name of `bonaware.tasks.available()`, or an object like those.
+    n : int
+        Samples per problem, >= 1. A store can be extended later: 8, then 32.
+    k : sequence of int, optional
+        Each ``1 <= k <= n``. Default: 1, 2, 4, ... n.
+    verifiers : sequence of str or verifier
+        Each gives a score per sample to select by.
+    temperature : float or sequence of n floats
+        A float for all, or one per sample index. At most one sample at temperature 0.
+    top_k, top_p, min_p : optional
+        Truncation of the distribution, as in `LM.generate`.
+    max_new_tokens, stop_strings : optional
+        Default: those of the task.
+    limit : int, optional
+        Use the first problems only.
+    split : str
+        Of the task's data.
+    rng : int, SeedSequence, Generator or None
+        None: the seed of the store, else fresh entropy.
+    store : path, optional
+        SQLite file that keeps every finished sample at once. If it exists, only what is
+        missing is drawn. None: kept in memory only.
+    progress : bool or callable, optional
+        True or False shows or hides a bar that counts samples; None shows it in terminals
+        and notebooks. A callable gets every finished `Sample`.
+
+    Returns
+    -------
+    Run
+        After Ctrl-C while drawing: what had finished, with ``complete=False``.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of range, or the store was begun with other settings; the message
+        names each difference.
+    RuntimeError
+        Another process draws into this store.
+    StoreError
+        The store cannot be written; samples finished before are safe.
+
+    Notes
+    -----
+    Sample i of a prompt depends on the seed, the prompt and i only, so a run that was
+    stopped and continued has the samples of one that was not.
+    """
+    n, schedule = _check_sampling(n, temperature)
+    which_k(k, n)
+    task = tasks.get(task) if isinstance(task, str) else task
+    judges = _verifiers(verifiers, task)
+    problems = task.load(split=split, limit=limit)
+    prompts = [task.prompt(problem) for problem in problems]
+    tokens = [lm.encode(prompt) for prompt in prompts]
+    sampling = {
+        "temperature": schedule,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "max_new_tokens": task.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        "stop_strings": list(task.stop_strings if stop_strings is None else stop_strings),
+    }
+    with nullcontext() if store is None else Store(store) as db:
+        settings = {
+            "model": lm.name,
+            "fingerprint": lm.fingerprint,
+            "eos_token_ids": list(lm.eos_token_ids),
+            "task": task.name,
+            "split": split,
+            **sampling,
+            "seed": _seed(rng, db),
+        }
+        if db is not None:
+            db.begin(settings, _rows(problems, prompts, tokens), _session(lm))
+        kept = [] if db is None else list(db.samples(len(problems), n))
+        requests = _requests(tokens, kept, n)
+        drawing = lm.stream(requests, **sampling, rng=settings["seed"]) if requests else None
+        complete = _draw(drawing, kept, len(problems) * n, db, progress)
+        samples = Samples.from_list(
+            prompts, kept, n, stats=drawing and drawing.stats, settings=settings
+        )
+        rewards = task.rewards(problems, samples.text)
+        answers = _answers(task, problems, samples.text)
+        scores = {name: judge.score(problems, samples) for name, judge in judges.items()}
+        if db is not None:
+            db.put_rewards(rewards, answers)
+            for name, score in scores.items():
+                db.put_scores(name, score)
+    return Run(
+        problems=problems,
+        samples=samples,
+        rewards=rewards,
+        scores=scores,
+        answers=answers,
+        settings=settings,
+        k=k,
+        store=None if store is None else Path(store),
+        complete=complete,
+    )
+
+
+def _check_sampling(n: int, temperature: Any) -> tuple[int, float | list[float]]:
+    """n and temperature as JSON has them, or an error."""
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n must be an integer, got {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"need n >= 1 samples per prompt, got n={n}")
+    schedule = np.asarray(temperature, np.float64)
+    if schedule.ndim and schedule.shape != (n,):
+        raise ValueError(
+            f"temperature must be a float or one per sample: need n={n} values, "
+            f"got shape {schedule.shape}"
+        )
+    if not (np.isfinite(schedule) & (schedule >= 0)).all():
+        raise ValueError(f"need a finite temperature >= 0, got {temperature}")
+    cold = int((np.broadcast_to(schedule, n) == 0).sum())
+    if cold > 1:
+        raise ValueError(
+            f"at temperature 0 every sample of a prompt is the same: need at most one, got {cold}"
+        )
+    return int(n), schedule.tolist()
+
+
+def _verifiers(given: Sequence[Any], task: Any) -> dict[str, Any]:
+    """Name -> verifier; those that want the task get it."""
+    if isinstance(given, str):
+        raise TypeError(f"verifiers must be a sequence of names or verifiers, got {given!r}")
+    judges = {}
+    for one in given:
+        if isinstance(one, str):
+            kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
+            wants_task = "task" in signature(kind).parameters
+            judges[one] = kind(task=task) if wants_task else kind()
+        else:
+            judges[repr(one) if is_dataclass(one) else type(one).__name__] = one
+    return judges
+
+
+def _seed(rng: Any, db: Store | None) -> int:
+    """The seed as an int that gives the same run again when it is passed as rng."""
+    if rng is None and db is not None and "seed" in (stored := db.settings):
+        return stored["seed"]
+    return int(rng) if isinstance(rng, int | np.integer) else seed_of(rng)
+
+
+def _rows(problems, prompts, tokens) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": problem.id,
+            "prompt": prompt,
+            "tokens": ids,
+            "answer": problem.answer,
+            "fields": problem.fields,
+        }
+        for problem, prompt, ids in zip(problems, prompts, tokens, strict=True)
+    ]
+
+
+def _requests(tokens: Sequence[NDArray[np.int32]], kept: Sequence[Sample], n: int) -> list[Request]:
+    """What is missing; prompts with equal tokens are numbered, so that they differ."""
+    have = {(sample.prompt, sample.index) for sample in kept}
+    seen: Counter[bytes] = Counter()
+    requests = []
+    for p, ids in enumerate(tokens):
+        key = ids.tobytes()
+        missing = [i for i in range(n) if (p, i) not in have]
+        if missing:
+            requests.append(Request(p, ids, missing, seen[key]))
+        seen[key] += 1
+    return requests
+
+
+def _draw(
+    drawing: Iterator[Sample] | None,
+    kept: list[Sample],
+    total: int,
+    db: Store | None,
+    progress: Progress,
+) -> bool:
+    """Put every finished sample into the store and into kept; False after Ctrl-C."""
+    with Bar(total, progress, done=len(kept)) as bar:
+        try:
+            for sample in drawing or ():
+                if sample.finish_reason == "aborted":
+                    continue
+                if db is not None:
+                    db.add(sample)
+                kept.append(sample)
+                bar(sample)
+        except KeyboardInterrupt:
+            kept_in = "in memory" if db is None else f"in {db.path}; the same call goes on there"
+            warnings.warn(
+                f"interrupted: {len(kept)} of {total} samples are finished and kept {kept_in}",
+                stacklevel=3,
+            )
+            return False
+    return True
+
+
+def _answers(task, problems, texts) -> list[list[str | None]] | None:
+    """What each sample votes for; None where no sample votes."""
+    answers = [
+        [None if text is None else task.answer(problem, text) for text in row]
+        for problem, row in zip(problems, texts, strict=True)
+    ]
+    return answers if any(map(any, answers)) else None
+
+
+def _session(lm: Any) -> dict[str, Any]:
+    return {"bonaware": bonaware.__version__, **lm.settings()}

@@ -1,0 +1,134 @@
+"""Plots: functions that take the Axes to draw on and return them.
+
+Nothing here calls `show` or changes matplotlib's global style.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bonaware.curves import Curves
+
+__all__ = ["coscaling", "curves"]
+
+# Okabe & Ito's colours, told apart by colour-blind readers; markers for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def curves(curves: Curves, ax: Any = None) -> Any:
+    """Draw each curve over k, with its interval as a band.
+
+    Parameters
+    ----------
+    curves : Curves
+        As `Run.curves()` gives.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = _axes(ax)
+    for place, name in enumerate(curves.mean):
+        colour, marker = _style(place)
+        band = (curves.low[name], curves.high[name])
+        ax.fill_between(curves.k, *band, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(curves.k, curves.mean[name], color=colour, marker=marker, markersize=4, label=name)
+    _k_axis(ax, curves.k, "k, samples the selector sees")
+    binary = "pass@k" in curves.mean
+    ax.set_ylabel("solved (share of prompts)" if binary else "mean reward of the chosen sample")
+    ax.set_title(
+        f"n={curves.n} samples of each of {curves.prompts} prompts, "
+        f"{100 * curves.level:g} % intervals",
+        fontsize="medium",
+    )
+    ax.legend(frameon=False)
+    return ax
+
+
+def coscaling(
+    temperatures: Sequence[float],
+    k: Sequence[int],
+    pass_at: ArrayLike,
+    fit: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draw pass@k over k for each temperature, and the fitted law beside it.
+
+    Parameters
+    ----------
+    temperatures : sequence of T floats
+    k : sequence of K ints
+    pass_at : float, shape [T, K]
+        Measured, in [0, 1].
+    fit : CoScaling, optional
+        As `bonaware.estimators.fit_coscaling` gives; drawn as lines up to 4 times the
+        largest k. Without it the points are joined.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        pass_at has another shape.
+
+    Notes
+    -----
+    **Source:** Chow et al., arXiv:2412.15287, section 2: pass@N(T) ~ exp(a(T) N^b(T)).
+    """
+    measured = np.asarray(pass_at, np.float64)
+    wanted = (len(temperatures), len(k))
+    if measured.shape != wanted:
+        raise ValueError(f"need pass_at [temperatures, k] = {wanted}, got {measured.shape}")
+    ax = _axes(ax)
+    colours = _plt().get_cmap("viridis")(np.linspace(0, 0.85, len(temperatures)))
+    ks = np.asarray(k)
+    fine = np.geomspace(ks.min(), 4 * ks.max(), 100)
+    for place, (temperature, row) in enumerate(zip(temperatures, measured, strict=True)):
+        colour, marker = colours[place], MARKERS[place % len(MARKERS)]
+        joined = "none" if fit is not None else "-"
+        ax.plot(ks, row, marker=marker, markersize=5, linestyle=joined, color=colour,
+                label=f"T = {temperature:g}")  # fmt: skip
+        if fit is not None:
+            ax.plot(fine, fit.predict(fine, temperature), color=colour, linewidth=1)
+    _k_axis(ax, ks if fit is None else np.append(ks, [2 * ks.max(), 4 * ks.max()]), "k, samples")
+    ax.set_ylabel("pass@k")
+    if fit is not None:
+        ax.set_title("points: measured; lines: exp(a $k^b$), fitted", fontsize="medium")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _plt() -> Any:
+    try:
+        import matplotlib.pyplot
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'bonaware[plot]'") from None
+    return matplotlib.pyplot
+
+
+def _axes(ax: Any) -> Any:
+    return _plt().subplots(figsize=(6.4, 4.2), layout="constrained")[1] if ax is None else ax
+
+
+def _style(place: int) -> tuple[str, str]:
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def _k_axis(ax: Any, k: ArrayLike, label: str) -> None:
+    """A logarithmic axis to base 2 that shows each k as it is written."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(np.asarray(k), [str(value) for value in np.asarray(k)])
+    ax.minorticks_off()
+    ax.set_xlabel(label)
+    ax.grid(True, color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,279 @@
+"""Recorded samples: rewards, scores and answers that someone else has written down.
+
+Reads JSONL in two forms, one row per problem (lists of n) or one row per sample, and the
+stores of earlier runs. What it reads is data and is never executed.
+"""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.evaluation import Run
+from bonaware.samples import Samples
+from bonaware.store import Store
+from bonaware.tasks import Problem, read_jsonl
+
+__all__ = ["evaluate_recorded"]
+
+# Where to look when no field is named, best first.
+REWARDS = ("rewards", "reward", "correct", "is_correct", "passed", "score")
+SCORES = ("scores", "pred_score", "rm_score", "score")
+ANSWERS = ("answers", "pred", "preds", "predictions", "extracted_answer", "all_answers")
+GOLD = ("gold", "gold_answer", "target")
+PROBLEM = ("problem", "problem_id", "question_id", "task_id", "idx", "id")
+SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+class _Fields(NamedTuple):
+    """Which field of a row holds what; `wide`: a row is a problem, with lists of samples."""
+
+    wide: bool
+    rewards: str | None
+    scores: tuple[str, ...]
+    answers: str | None
+    gold: str | None
+    problem: str | None
+
+
+def evaluate_recorded(
+    path: str | os.PathLike[str],
+    *,
+    rewards: str | None = None,
+    scores: Sequence[str] | None = None,
+    answers: str | None = None,
+    gold: str | None = None,
+    problem: str | None = None,
+    k: Sequence[int] | None = None,
+) -> Run:
+    """Measure recorded samples, without any model.
+
+    Parameters
+    ----------
+    path : str or path
+        A JSONL file with one row per problem, whose fields are lists with one entry per
+        sample, or with one row per sample; or the store of an earlier run.
+    rewards : str, optional
+        Field with the truth: numbers, or true and false. Default: the first that is there of
+        rewards, reward, correct, is_correct, passed, score.
+    scores : sequence of str, optional
+        Fields to select by. Default: the first of scores, pred_score, rm_score, score that
+        holds no rewards, and every field that begins with `score_`.
+    answers : str, optional
+        Field with the answers that vote; null and "" do not vote. Default: the first of
+        answers, pred, preds, predictions, extracted_answer, all_answers.
+    gold : str, optional
+        Field with a problem's right answer: then the reward is 1 where the answer equals it,
+        else 0. Default, where no field holds rewards: the first of gold, gold_answer, target.
+    problem : str, optional
+        One row per sample: the field that names the problem. Default: the first of problem,
+        problem_id, question_id, task_id, idx, id.
+    k : sequence of int, optional
+        At which curves are estimated; default 1, 2, 4, ... n.
+
+    Returns
+    -------
+    Run
+        Without samples for JSONL; `run.settings` says which field was taken for what.
+
+    Raises
+    ------
+    ValueError
+        A field is missing, or a row does not fit; the message names file, line and field.
+
+    Notes
+    -----
+    An entry that is itself a list counts by its first element, as reward models write
+    ``[[0.3], [1.2]]`` and some logs ``[["42", tokens], ...]``.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
+            return _from_store(path, k)
+    rows = read_jsonl(path)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"{path}: need at least one row, but the file is empty")
+    named = {"rewards": rewards, "answers": answers, "gold": gold, "problem": problem}
+    table = _Table(_choose(f"{path}, line {first[0]}", first[1], named, scores))
+    for line, row in itertools.chain([first], rows):
+        try:
+            table.add(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+    return table.run(path, k)
+
+
+def _choose(
+    where: str, row: dict[str, Any], named: dict[str, str | None], scores: Sequence[str] | None
+) -> _Fields:
+    """Which field holds what, from the names given and the first row."""
+    for name in filter(None, (*named.values(), *(scores or ()))):
+        if name not in row:
+            raise ValueError(f"{where}: need the field {name!r}, found {', '.join(row)}")
+    gold, answers = named["gold"], named["answers"]
+    rewards = named["rewards"] or (None if gold else _first(row, REWARDS))
+    if rewards is None:
+        gold = gold or _first(row, GOLD)
+        answers = answers or _first(row, ANSWERS)
+        if gold is None or answers is None:
+            raise ValueError(
+                f"{where}: need a field with rewards, or one with answers and one with the right "
+                f"answer; name them, or call them {', '.join(REWARDS)}; found {', '.join(row)}"
+            )
+    wide = isinstance(row[rewards or answers], list)
+
+    def fits(name: str) -> bool:
+        return name != rewards and (isinstance(row[name], list) or not wide)
+
+    if scores is None:
+        first = _first(row, filter(fits, filter(row.__contains__, SCORES)))
+        more = [name for name in row if name.startswith("score_") and fits(name)]
+        scores = ([first] if first else []) + more
+    problem = named["problem"] or _first(row, PROBLEM)
+    if problem is None and not wide:
+        raise ValueError(
+            f"{where}: one row per sample needs a field that names the problem; name it, or call "
+            f"it {', '.join(PROBLEM)}; found {', '.join(row)}"
+        )
+    answers = answers or _first(row, filter(fits, filter(row.__contains__, ANSWERS)))
+    return _Fields(wide, rewards, tuple(scores), answers, gold, problem)
+
+
+def _first(row: dict[str, Any], names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+class _Table:
+    """Problems in order of appearance, each with lists of rewards, scores and answers."""
+
+    def __init__(self, fields: _Fields) -> None:
+        self.fields = fields
+        self.ids: list[str] = []
+        self.place: dict[str, int] = {}  # one row per sample: id -> problem
+        self.rewards: list[list[float]] = []
+        self.scores: list[list[list[float]]] = []  # [problem][sample][field]
+        self.answers: list[list[str | None]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        fields = self.fields
+        columns = {
+            name: self._entries(row, name)
+            for name in {fields.rewards, fields.answers, *fields.scores} - {None}
+        }
+        lengths = {name: len(entries) for name, entries in columns.items()}
+        if len(set(lengths.values())) != 1 or not min(lengths.values()):
+            raise ValueError(f"need fields with equally many samples, and at least one: {lengths}")
+        count = next(iter(lengths.values()))
+        answers = [_text(e, fields.answers) for e in columns.get(fields.answers, [None] * count)]
+        if fields.rewards is None:
+            gold = _text(self._value(row, fields.gold), fields.gold)
+            rewards = [float(answer is not None and answer == gold) for answer in answers]
+        else:
+            rewards = [_number(entry, fields.rewards) for entry in columns[fields.rewards]]
+        scores = [[_number(columns[f][i], f) for f in fields.scores] for i in range(count)]
+        p = self._problem(row)
+        self.rewards[p] += rewards
+        self.answers[p] += answers
+        self.scores[p] += scores
+
+    def _value(self, row: dict[str, Any], name: str) -> Any:
+        if name not in row:
+            raise ValueError(f"need the field {name!r}, found {', '.join(row)}")
+        return row[name]
+
+    def _entries(self, row: dict[str, Any], name: str) -> list[Any]:
+        value = self._value(row, name)
+        if not self.fields.wide:
+            return [value]
+        if not isinstance(value, list):
+            raise ValueError(f"{name} must be a list, one entry per sample, found {value!r:.80}")
+        return value
+
+    def _problem(self, row: dict[str, Any]) -> int:
+        """Position of the row's problem; in the wide form every row is one."""
+        name, p = self.fields.problem, len(self.ids)
+        key = str(self._value(row, name)) if name else str(p)
+        if not self.fields.wide:
+            p = self.place.setdefault(key, p)
+        if p == len(self.ids):
+            self.ids.append(key)
+            for column in (self.rewards, self.scores, self.answers):
+                column.append([])
+        return p
+
+    def run(self, path: Path, k: Sequence[int] | None) -> Run:
+        n = max(map(len, self.rewards))
+        scores = {
+            name: _pad([[sample[j] for sample in row] for row in self.scores], n)
+            for j, name in enumerate(self.fields.scores)
+        }
+        answers = [row + [None] * (n - len(row)) for row in self.answers]
+        settings = {"recorded": path.name, **self.fields._asdict()}
+        return Run(
+            problems=[Problem(name, "", None, {}) for name in self.ids],
+            samples=None,
+            rewards=_pad(self.rewards, n),
+            scores=scores,
+            answers=answers if self.fields.answers else None,
+            settings=settings,
+            k=k,
+        )
+
+
+def _from_store(path: Path, k: Sequence[int] | None) -> Run:
+    """The run that a store holds, with the rewards and scores written there."""
+    with Store(path, readonly=True) as store:
+        rewards, answers = store.rewards(store.shape())
+        rewarded = ~np.isnan(rewards)
+        if not rewarded.any():
+            raise ValueError(
+                f"{path}: the store has no rewards yet; the command that draws into it adds them"
+            )
+        n = int(rewarded.any(axis=0).nonzero()[0].max()) + 1
+        shape = (len(rewards), n)
+        rows, settings = store.problems(), store.settings
+        prompts = [row["prompt"] for row in rows]
+        samples = Samples.from_list(prompts, store.samples(*shape), n, settings=settings)
+        return Run(
+            problems=[
+                Problem(row["id"], row["prompt"], row["answer"], row["fields"]) for row in rows
+            ],
+            samples=samples,
+            rewards=rewards[:, :n],
+            scores=store.scores(shape),
+            answers=[row[:n] for row in answers] if any(map(any, answers)) else None,
+            settings=settings,
+            k=k,
+            store=path,
+            complete=bool(rewarded[:, :n].all()),
+        )
+
+
+def _pad(rows: list[list[float]], n: int) -> NDArray[np.float64]:
+    return np.array([row + [np.nan] * (n - len(row)) for row in rows], np.float64)
+
+
+def _inner(entry: Any) -> Any:
+    return entry[0] if isinstance(entry, list) and entry else entry
+
+
+def _number(entry: Any, name: str) -> float:
+    value = _inner(entry)
+    if not isinstance(value, bool | int | float) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite numbers, or true and false, found {entry!r:.80}")
+    return float(value)
+
+
+def _text(entry: Any, name: str | None) -> str | None:
+    value = _inner(entry)
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, bool | int | float):
+        raise ValueError(f"{name} must be text, found {entry!r:.80}")
+    return str(value)

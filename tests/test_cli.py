@@ -1,0 +1,326 @@
+"""The command line: exit codes, what goes to which stream, and one sentence per error."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fakes import Digits, FakeLM
+
+import bonaware
+from bonaware import cli
+from bonaware.samples import Samples, Stats
+
+
+class FakeModel(FakeLM):
+    """With LM.generate, for the command of that name."""
+
+    def generate(self, prompts, n, *, rng, progress, **sampling):
+        self.asked.append((prompts, n, rng, sampling))
+        made = [
+            FakeLM.sample(self, _request(p, prompt), i, 1.0, rng)
+            for p, prompt in enumerate(prompts)
+            for i in range(n)
+        ]
+        return Samples.from_list(prompts, made, n, stats=Stats(3, 4, 0.5, 0.5, 1.0))
+
+
+def _request(p, prompt):
+    tokens = np.frombuffer(str(prompt).encode(), np.uint8).astype(np.int32)
+    return bonaware.Request(p, tokens, [0])
+
+
+@pytest.fixture
+def lm(monkeypatch, tmp_path):
+    """A fake model behind LM.load, a task "digits", and an empty current folder."""
+    model = FakeModel()
+    model.loaded = []
+
+    class Loader:
+        @staticmethod
+        def load(path, **options):
+            model.loaded.append((path, options))
+            return model
+
+    def get(name, **options):
+        if name != "digits":
+            raise ValueError(f"there is no {name!r}")
+        model.options = options
+        return Digits()
+
+    monkeypatch.setattr(bonaware, "LM", Loader)
+    monkeypatch.setattr(bonaware.tasks, "get", get)
+    monkeypatch.chdir(tmp_path)
+    return model
+
+
+EVALUATE = ["evaluate", "--model", "m", "--task", "digits", "--n", "8"]
+
+
+def exit_code(argv):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(argv)
+    return raised.value.code
+
+
+# -- evaluate ------------------------------------------------------------------
+
+
+def test_evaluate_prints_the_table_to_stdout_and_the_rest_to_stderr(lm, capsys, tmp_path):
+    assert cli.main(EVALUATE) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("fake on digits: 6 prompts, n=8, 48 samples\n\n")
+    assert re.search(r"^8   \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]   ", out, re.MULTILINE)
+    assert "settings: model fake, threads 1, task digits, split test, n 8, seed 0" in err
+    assert "max_new_tokens 9, stop_strings ['!']" in err
+    assert "48/48" in err
+    (store,) = tmp_path.iterdir()
+    assert re.fullmatch(r"fake-digits-[0-9a-f]{8}\.sqlite", store.name)
+    assert f"samples: {store.name} (a larger --n adds to it" in err
+
+
+@pytest.mark.filterwarnings("default:interrupted")
+def test_the_same_command_continues_and_a_larger_n_extends(lm, capsys, tmp_path):
+    lm.stop_after = 20
+    assert cli.main(EVALUATE) == 1
+    out, err = capsys.readouterr()
+    assert "20 samples of 48: interrupted" in out
+    assert "bonaware: interrupted: 20 of 48 samples are finished and kept in fake-digits" in err
+    lm.stop_after = None
+    assert cli.main(EVALUATE) == 0
+    assert "(continued)" in capsys.readouterr().err
+    assert len(lm.drawn) == 48
+    assert cli.main([*EVALUATE[:-1], "16"]) == 0
+    assert len(lm.drawn) == 96
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_settings_go_to_another_store(lm, tmp_path):
+    for extra in ([], ["--seed", "1"], ["--temperature", "0.5"], ["--split", "train"]):
+        assert cli.main([*EVALUATE, *extra]) == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_every_option_reaches_its_place(lm):
+    options = """
+        --top-k 5 --top-p 0.9 --min-p 0.1 --max-new-tokens 3 --stop A --stop B --seed 7
+        --temperature 0.5 --limit 2 --dtype bfloat16 --threads 1 --memory 2G --no-store --k 1,8
+        --task-option path=x.jsonl --task-option shots=4 --verifier likelihood --verifier exact
+    """
+    assert cli.main([*EVALUATE, *options.split()]) == 0
+    assert lm.loaded == [("m", {"dtype": "bfloat16", "threads": 1, "memory": 2 << 30})]
+    assert lm.options == {"path": "x.jsonl", "shots": 4}
+    (requests, sampling), = lm.asked
+    assert len(requests) == 2
+    assert sampling == {
+        "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "max_new_tokens": 3,
+        "stop_strings": ["A", "B"], "rng": 7,
+    }  # fmt: skip
+
+
+def test_a_temperature_per_sample(lm):
+    assert cli.main([*EVALUATE[:-1], "3", "--temperature", "0,0.5,1"]) == 0
+    assert lm.asked[0][1]["temperature"] == [0.0, 0.5, 1.0]
+
+
+def test_evaluate_as_json(lm, capsys):
+    assert cli.main([*EVALUATE, "--json", "--k", "2,8"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["k"] == [2, 8]
+    assert (made["n"], made["prompts"], made["complete"]) == (8, 6, True)
+    assert set(made["curves"]) == {"pass@k", "best-of-k by likelihood", "majority@k"}
+    assert set(made["curves"]["pass@k"]) == {"mean", "low", "high"}
+    assert set(made["selected"]) == {"likelihood", "majority"}
+    assert made["settings"]["fingerprint"] == "f0"
+    assert made["stats"]["new_tokens"] == 2
+
+
+@pytest.mark.filterwarnings("default:interrupted")
+def test_json_of_a_run_without_figures(lm, capsys):
+    lm.stop_after = 1
+    assert cli.main([*EVALUATE, "--json", "--no-store"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    assert (made["complete"], made["store"], "curves" in made) == (False, None, False)
+
+
+def test_plot_and_export_are_written(lm, capsys, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib")
+    matplotlib.use("Agg")
+    assert cli.main([*EVALUATE, "--plot", "c.png", "--export", "s.jsonl"]) == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 48
+    import matplotlib.pyplot
+
+    matplotlib.pyplot.close("all")
+
+
+def test_recorded_samples_need_no_model(capsys, tmp_path):
+    rows = [{"ok": [True, False], "rm": [0.1, 0.9]}, {"ok": [True, True], "rm": [0.1, 0.9]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["evaluate", "--samples", str(path), "--rewards", "ok", "--scores", "rm"]) == 0
+    out, err = capsys.readouterr()
+    assert "rows.jsonl: 2 prompts, n=2, 4 samples" in out
+    assert "best-of-k by rm" in out
+    assert "rewards ok, scores ('rm',)" in err
+
+
+def test_qwen_math_figures_are_printed(data, capsys):
+    path = data / "samples" / "qwen25math_eval_rm_maj_math_cot_100.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    assert cli.main(["evaluate", "--samples", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^1 +0\.910 \[", out, re.MULTILINE)
+    assert re.search(r"^8 +0\.960 \[.*\] +0\.940 \[", out, re.MULTILINE)
+    assert "pred_score 0.940, majority 0.930" in out
+
+
+# -- generate and config ---------------------------------------------------------
+
+
+def test_one_sample_is_printed_alone(lm, capsys):
+    assert cli.main(["generate", "--model", "m", "hello"]) == 0
+    out, err = capsys.readouterr()
+    assert out in {f"{digit}\n" for digit in range(4)}
+    assert "settings: model fake, threads 1, n 1, seed 0, temperature 1.0" in err
+    assert "4 new tokens" in err
+
+
+def test_several_samples_are_titled(lm, capsys):
+    assert cli.main(["generate", "--model", "m", "--n", "2", "a", "b"]) == 0
+    title = r"^--- prompt (\d), sample (\d): eos, \d tokens, log p -"
+    titles = re.findall(title, capsys.readouterr().out, re.MULTILINE)
+    assert titles == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+
+
+def test_generate_as_json_lines(lm, capsys):
+    assert cli.main(["generate", "--model", "m", "--n", "2", "--json", "a", "--stop", "x"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["index"]) for row in rows] == [(0, 0), (0, 1)]
+    assert len(rows[0]["tokens"]) == len(rows[0]["logp"])
+    assert lm.asked == [(["a"], 2, 0, {"temperature": 1.0, "stop_strings": ["x"]})]
+
+
+@pytest.mark.parametrize(("flags", "prompts"), [
+    ([], ["one", "two three"]),
+    (["--chat"], [[{"role": "user", "content": text}] for text in ("one", "two three")]),
+], ids=["text", "chat"])  # fmt: skip
+def test_prompts_come_from_a_file_or_standard_input(lm, monkeypatch, tmp_path, flags, prompts):
+    text = "one\n\ntwo three\n"
+    (tmp_path / "prompts.txt").write_text(text)
+    assert cli.main(["generate", "--model", "m", "--file", "prompts.txt", *flags]) == 0
+    for extra in ([], ["--file", "-"]):
+        monkeypatch.setattr("sys.stdin", (tmp_path / "prompts.txt").open())
+        assert cli.main(["generate", "--model", "m", *extra, *flags]) == 0
+        sys.stdin.close()
+    assert [asked[0] for asked in lm.asked] == [prompts] * 3
+
+
+def test_prompts_come_from_jsonl(lm, tmp_path):
+    chat = [{"role": "user", "content": "hi"}]
+    rows = [{"prompt": "two\nlines"}, {"messages": chat}, {"prompt": [1, 2]}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["generate", "--model", "m", "--file", "p.jsonl"]) == 0
+    assert lm.asked[0][0] == ["two\nlines", chat, [1, 2]]
+
+
+def test_token_ids_as_prompts(lm):
+    assert cli.main(["generate", "--model", "m", "--ids", "1 403,407"]) == 0
+    assert lm.asked[0][0] == [[1, 403, 407]]
+
+
+def test_a_models_text_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli._printable("a\x1b[31m\tb\n\x07é") == "a\\x1b[31m\tb\n\\x07é"
+
+
+def test_config_as_text_and_as_json(capsys):
+    assert cli.main(["config"]) == 0
+    assert "numpy" in capsys.readouterr().out
+    assert cli.main(["config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bonaware"] == bonaware.__version__
+
+
+# -- errors ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ([], "arguments are required: COMMAND"),
+    (["evaluate"], "give --model FOLDER and --task NAME to draw samples, or --samples FILE"),
+    (["evaluate", "--model", "m"], "tasks: .*keywords"),
+    (["evaluate", "--samples", "f", "--task", "t"], "not both"),
+    (["evaluate", "--samples", "f", "--export", "x.jsonl"], "it needs --model and a store"),
+    ([*EVALUATE, "--export", "x.csv"], "a name ending in .parquet or .jsonl, got x.csv"),
+    ([*EVALUATE, "--n", "x"], "invalid int value: 'x'"),
+    ([*EVALUATE, "--memory", "8X"], "argument --memory"),
+    ([*EVALUATE, "--k", "1,x"], "argument --k: invalid list of int value: '1,x'"),
+    ([*EVALUATE, "--task-option", "x"], "need NAME=VALUE, got 'x'"),
+    (["generate", "x"], "required: --model"),
+    (["generate", "--model", "m", "--ids", "a"], "--ids needs token ids such as"),
+], ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "")  # fmt: skip
+def test_a_wrong_command_line_exits_with_2_and_a_sentence(lm, capsys, argv, message):
+    assert exit_code(argv) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_no_prompt_at_a_terminal_is_a_wrong_command_line(lm, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert exit_code(["generate", "--model", "m"]) == 2
+    assert "give a PROMPT, or --file FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["evaluate", "--samples", "missing.jsonl"], "missing.jsonl: No such file or directory"),
+    ([*EVALUATE, "--n", "0"], "need n >= 1 samples per prompt, got n=0"),
+    ([*EVALUATE, "--task", "nope"], "there is no 'nope'"),
+    ([*EVALUATE, "--store", "missing/run.sqlite"], "missing is no folder"),
+    (["generate", "--model", "m", "--file", "empty.jsonl"], "empty.jsonl holds no prompt"),
+    (["generate", "--model", "m", "--file", "bad.jsonl"], "line 1: need a field 'prompt' or"),
+    (["generate", "--model", "m", "--file", "none.txt"], "none.txt: No such file or directory"),
+], ids=lambda value: value[-1] if isinstance(value, list) else "")  # fmt: skip
+def test_a_failure_exits_with_1_and_one_sentence(lm, capsys, tmp_path, argv, message):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bad.jsonl").write_text('{"x": 1}\n')
+    assert cli.main(argv) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("bonaware: ")
+    assert message in last
+
+
+def test_debug_shows_the_traceback(lm):
+    with pytest.raises(ValueError, match="need n >= 1"):
+        cli.main([*EVALUATE, "--n", "0", "--debug"])
+
+
+def test_an_unexpected_error_is_named(lm, capsys, monkeypatch):
+    monkeypatch.setattr(bonaware, "evaluate", lambda *a, **k: {}["x"])
+    assert cli.main(EVALUATE) == 1
+    assert "bonaware: KeyError: 'x'" in capsys.readouterr().err
+
+
+def test_ctrl_c_elsewhere_is_one_word(lm, capsys, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bonaware, "evaluate", interrupt)
+    assert cli.main(EVALUATE) == 1
+    assert capsys.readouterr().err.endswith("bonaware: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["", "evaluate", "generate", "config"])
+def test_help_says_how(capsys, command):
+    assert exit_code([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: bonaware" in out
+    if command in ("evaluate", "generate"):
+        assert "examples:" in out
+
+
+def test_it_runs_as_a_module_and_a_closed_pipe_is_no_error(tmp_path):
+    command = f"{sys.executable} -m bonaware config | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "b"
+    assert done.stderr == ""
