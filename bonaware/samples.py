@@ -326,6 +326,24 @@ class Samples:
             ) from None
         return pandas.DataFrame(self._columns())
 
+    def to_arrow(self):
+        """A pyarrow.Table with the rows and columns of `to_pandas`; tokens is list<int32>."""
+        try:
+            import pyarrow as pa
+        except ImportError:
+            raise ImportError(
+                "to_arrow, and reading Samples from polars or DuckDB, need pyarrow: "
+                "pip install 'bonaware[arrow]'"
+            ) from None
+        kinds = {"text": pa.string(), "tokens": pa.list_(pa.int32()), "finish_reason": pa.string()}
+        return pa.table(
+            {name: pa.array(values, kinds.get(name)) for name, values in self._columns().items()}
+        )
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """The table for whoever speaks the Arrow PyCapsule protocol: polars, DuckDB, pandas."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
     def _columns(self) -> dict[str, Any]:
         """The long table: name -> array or list, one entry per sample that exists."""
         p, column = np.nonzero(self.valid)
