@@ -8,7 +8,6 @@
 #define _DEFAULT_SOURCE /* madvise and MAP_ANONYMOUS */
 #include "gemm.h"
 
-#include <dnnl.h>
 #include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,12 +15,13 @@
 #include <time.h>
 
 #include "kernels.h"
+#include "onednn.h"
 
 #define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
 #define ROW_BLOCK 96            /* rows of x that are worked on together */
 #define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB, part of the smallest L2 */
 #define K_BLOCK 1024            /* inputs at a time: of a panel, what prefetch keeps in L2 */
-#define GROUP 8                 /* panels dealt to a thread at a time */
+#define GROUP 8                 /* most panels dealt to a thread at a time */
 #define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -30,6 +30,7 @@ struct bon_matrix {
     size_t panels, padded_k; /* ceil(n/16); k rounded up to K_ALIGN */
     bon_dtype dtype;
     bon_route route[BON_PHASES];
+    bon_onednn *onednn[BON_PHASES]; /* from the first set_route on */
     void *data;
     void *base; /* of the mapping, or NULL if data is from aligned_alloc */
     size_t bytes;
@@ -41,32 +42,6 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 /* -- numbers --------------------------------------------------------------- */
 
 size_t bon_dtype_size(bon_dtype dtype) { return dtype == BON_F32 ? 4 : 2; }
-
-static float float_of(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static uint32_t bits_of(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-float bon_bf16_to_f32(uint16_t x) { return float_of((uint32_t)x << 16); }
-
-/* A NaN keeps its sign and upper payload and becomes quiet: rounding could
- * carry it into infinity, and cutting could leave no payload. */
-uint16_t bon_f32_to_bf16(float x)
-{
-    const uint32_t bits = bits_of(x);
-    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    const uint32_t quiet = bits >> 16 | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
 
 /* -- life ------------------------------------------------------------------ */
 
@@ -126,6 +101,7 @@ bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **o
 void bon_matrix_destroy(bon_matrix *matrix)
 {
     if (!matrix) return;
+    for (int phase = 0; phase < BON_PHASES; phase++) bon_onednn_destroy(matrix->onednn[phase]);
     if (matrix->base)
         munmap(matrix->base, matrix->bytes + HUGE_PAGE);
     else
@@ -305,14 +281,22 @@ static void multiply_group(const bon_matrix *m, size_t first, size_t last, const
     }
 }
 
+/* Panels dealt at a time: few enough that all threads end at about the same time. */
+static size_t group_size(size_t panels, size_t threads)
+{
+    const size_t share = panels / (4 * threads);
+    return share < 1 ? 1 : smaller(share, GROUP);
+}
+
 static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size_t ldx,
                           float *y, size_t ldy, int threads)
 {
-    const long groups = (long)((m->panels + GROUP - 1) / GROUP);
+    const size_t group = group_size(m->panels, (size_t)threads);
+    const long groups = (long)((m->panels + group - 1) / group);
     const bool serial = threads == 1 || groups == 1 || m->n * m->k < SERIAL_WORK / rows;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
     for (long g = 0; g < groups; g++) {
-        const size_t first = (size_t)g * GROUP, last = smaller(first + GROUP, m->panels);
+        const size_t first = (size_t)g * group, last = smaller(first + group, m->panels);
         for (size_t r = 0; r < rows; r += ROW_BLOCK)
             multiply_group(m, first, last, x + r * ldx, smaller(ROW_BLOCK, rows - r), ldx,
                            y + r * ldy, ldy);
@@ -328,14 +312,35 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
 
 /* -- routes ---------------------------------------------------------------- */
 
+/* The family of oneDNN's implementations in which all rows of a block fare alike. */
+#define FAMILY "brg"
+
+static bon_status create_onednn(const bon_matrix *m, bon_phase phase, bon_onednn **out)
+{
+    return bon_onednn_create(m->data, m->panels, m->padded_k, m->dtype,
+                             phase == BON_DECODE ? BON_DECODE_ROWS : BON_PREFILL_ROWS, FAMILY,
+                             out);
+}
+
 bool bon_route_available(bon_route route, bon_dtype dtype)
 {
-    return route == BON_ROUTE_TILE && dtype != BON_F16;
+    if (dtype != BON_F32 && dtype != BON_BF16) return false;
+    if (route == BON_ROUTE_TILE) return true;
+    bon_matrix *m;
+    bon_onednn *product = NULL;
+    if (bon_matrix_create(BON_ONEDNN_GROUP * BON_PANEL, 256, dtype, &m) != BON_OK) return false;
+    const bool available = create_onednn(m, BON_PREFILL, &product) == BON_OK;
+    bon_onednn_destroy(product);
+    bon_matrix_destroy(m);
+    return available;
 }
 
 bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase, bon_route route)
 {
-    if (!bon_route_available(route, matrix->dtype)) return BON_ERR_BACKEND;
+    if (route == BON_ROUTE_ONEDNN && !matrix->onednn[phase]) {
+        const bon_status status = create_onednn(matrix, phase, &matrix->onednn[phase]);
+        if (status != BON_OK) return status;
+    }
     matrix->route[phase] = route;
     return BON_OK;
 }
@@ -348,8 +353,10 @@ bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase)
 bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase, const float *x,
                                size_t rows, size_t ldx, float *y, size_t ldy, int threads)
 {
-    (void)phase;
     if (rows == 0) return BON_OK;
+    if (matrix->route[phase] == BON_ROUTE_ONEDNN)
+        return bon_onednn_multiply(matrix->onednn[phase], x, rows, matrix->k, ldx, y,
+                                   matrix->n, ldy, threads);
     multiply_tile(matrix, x, rows, ldx, y, ldy, threads);
     return BON_OK;
 }
@@ -361,27 +368,36 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static bon_status time_products(const bon_matrix *m, bon_phase phase, const float *x,
+                                size_t rows, float *y, int repeats, int threads,
+                                double *seconds)
+{
+    for (int i = 0; i < repeats; i++) {
+        const double start = now();
+        const bon_status status =
+            bon_matrix_multiply(m, phase, x, rows, m->k, y, m->n, threads);
+        const double taken = now() - start;
+        if (status != BON_OK) return status;
+        if (i == 0 || taken < *seconds) *seconds = taken;
+    }
+    return BON_OK;
+}
+
 bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route, size_t rows, int repeats,
                               int threads, double *seconds)
 {
-    const bon_route saved = matrix->route[BON_DECODE];
-    bon_status status = bon_matrix_set_route(matrix, BON_DECODE, route);
-    if (status != BON_OK) return status;
-    float *x = malloc(rows * matrix->k * sizeof *x), *y = malloc(rows * matrix->n * sizeof *y);
-    if (!x || !y) status = BON_ERR_MEMORY;
-    if (status == BON_OK)
-        for (size_t i = 0; i < rows * matrix->k; i++)
-            x[i] = (float)(i * 2654435761u % 1024) / 512.0f - 1.0f;
-    for (int i = 0; status == BON_OK && i < repeats; i++) {
-        const double start = now();
-        status = bon_matrix_multiply(matrix, BON_DECODE, x, rows, matrix->k, y, matrix->n,
-                                     threads);
-        const double taken = now() - start;
-        if (i == 0 || taken < *seconds) *seconds = taken;
+    const bon_phase phase = rows < BON_PREFILL_ROWS ? BON_DECODE : BON_PREFILL;
+    const bon_route before = matrix->route[phase];
+    float *x = calloc(rows, matrix->k * sizeof *x), *y = calloc(rows, matrix->n * sizeof *y);
+    bon_status status = x && y ? BON_OK : BON_ERR_MEMORY;
+    if (status == BON_OK) status = bon_matrix_set_route(matrix, phase, route);
+    if (status == BON_OK) {
+        for (size_t i = 0; i < rows * matrix->k; i++) x[i] = (float)(i * 97 % 256) / 128 - 1;
+        status = time_products(matrix, phase, x, rows, y, repeats, threads, seconds);
+        matrix->route[phase] = before;
     }
     free(x);
     free(y);
-    matrix->route[BON_DECODE] = saved;
     return status;
 }
 
@@ -389,33 +405,8 @@ bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route, size_t rows, 
 
 bool bon_cpu_supported(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+           && __builtin_cpu_supports("f16c");
 }
 
 const char *bon_gemm_isa(void) { return kernels()->isa; }
-
-const char *bon_onednn_isa(void)
-{
-    switch (dnnl_get_effective_cpu_isa()) {
-    case dnnl_cpu_isa_sse41: return "sse41";
-    case dnnl_cpu_isa_avx: return "avx";
-    case dnnl_cpu_isa_avx2: return "avx2";
-    case dnnl_cpu_isa_avx2_vnni: return "avx2_vnni";
-    case dnnl_cpu_isa_avx2_vnni_2: return "avx2_vnni_2";
-    case dnnl_cpu_isa_avx512_core: return "avx512_core";
-    case dnnl_cpu_isa_avx512_core_vnni: return "avx512_core_vnni";
-    case dnnl_cpu_isa_avx512_core_bf16: return "avx512_core_bf16";
-    case dnnl_cpu_isa_avx512_core_fp16: return "avx512_core_fp16";
-    case dnnl_cpu_isa_avx512_core_amx: return "avx512_core_amx";
-    case dnnl_cpu_isa_avx512_core_amx_fp16: return "avx512_core_amx_fp16";
-    default: return "other";
-    }
-}
-
-#define TEXT_OF(x) #x
-#define TEXT(x) TEXT_OF(x)
-
-const char *bon_onednn_version(void)
-{
-    return TEXT(DNNL_VERSION_MAJOR) "." TEXT(DNNL_VERSION_MINOR) "." TEXT(DNNL_VERSION_PATCH);
-}

@@ -4,12 +4,12 @@
  * can read, so there is one copy of them in memory:
  *
  *   float32   panel p, input k, lane j  ->  data[(p*K + k)*16 + j]
- *   bfloat16  panel p, pair q, lane j   ->  data[((p*K2 + q)*16 + j)*2 + (k&1)]
- *             with k = 2q, 2q+1 and K2 = ceil(K/2); the odd tail is zero
+ *   bfloat16  panel p, input k, lane j  ->  data[((p*K/2 + k/2)*16 + j)*2 + k%2]
  *
- * where output n = 16p + j; outputs beyond N are zero. In oneDNN's words this is
- * BA16a16b and BA16a16b2a of the [K, N] matrix (K padded to 16 for the route
- * that needs it). Activations and results are float32; sums are in float32.
+ * where output n = 16p + j and K is the number of inputs rounded up to a
+ * multiple of 16; what lies beyond the inputs and outputs is zero. In oneDNN's
+ * words this is BA16a16b and BA16a16b2a of the [K, N] matrix. Activations and
+ * results are float32; sums are in float32.
  *
  * Same bits. A row of y depends on that row of x alone: not on the number of
  * rows, their order, the threads or the part of N that is asked for. Every
@@ -21,12 +21,14 @@
  *             multiply-adds over k = 0..K-1, starting from 0 (or from y, when
  *             accumulating), whatever the blocking. bfloat16 weights are
  *             widened in registers, exactly.
- *   onednn    dnnl matmul on blocks of fixed size. For bfloat16 the
+ *   onednn    dnnl matmul (onednn.h) on blocks of fixed size: a product costs
+ *             as much as one of a whole number of blocks. For bfloat16 the
  *             activations are rounded to bfloat16 first (that is what makes it
- *             fast where the machine has the instruction).
+ *             fast where the machine has the instruction). oneDNN 3.2 has fit
+ *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
  * int8 comes as a third dtype with its own panels and routes; nothing outside
- * gemm.c and its kernels knows what a panel looks like, except attention.c,
+ * gemm.c, its kernels and onednn.c knows what a panel looks like, except attention.c,
  * which lays out its cache as float32 panels (bon_panel_*, below).
  */
 #ifndef BON_GEMM_H
@@ -35,15 +37,35 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "status.h"
 
 #define BON_PANEL 16 /* outputs per panel: one AVX-512 register of float32 */
+#define BON_DECODE_ROWS 16  /* rows of one block of the oneDNN route in decode */
+#define BON_PREFILL_ROWS 64 /* and in prefill */
 
 typedef enum { BON_F32, BON_BF16, BON_F16 } bon_dtype; /* F16: source only */
 size_t bon_dtype_size(bon_dtype dtype);
-float bon_bf16_to_f32(uint16_t x);
-uint16_t bon_f32_to_bf16(float x); /* round to nearest even, NaN stays NaN */
+
+static inline float bon_bf16_to_f32(uint16_t x)
+{
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Rounds to nearest even. A NaN keeps its sign and upper payload and becomes
+ * quiet: rounding could carry it into infinity, cutting leave no payload. */
+static inline uint16_t bon_f32_to_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    const uint32_t quiet = bits >> 16 | 0x40u;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
 
 typedef enum { BON_PREFILL, BON_DECODE, BON_PHASES } bon_phase;
 typedef enum { BON_ROUTE_TILE, BON_ROUTE_ONEDNN, BON_ROUTES } bon_route;
@@ -67,8 +89,8 @@ size_t bon_matrix_bytes(const bon_matrix *matrix);
 size_t bon_matrix_outputs(const bon_matrix *matrix);
 size_t bon_matrix_inputs(const bon_matrix *matrix);
 
-/* Which route serves a phase. Setting one that the machine, the dtype or the
- * build cannot serve is BON_ERR_BACKEND. Default: tile in both. */
+/* Which route serves a phase. Setting one that the machine or the dtype cannot
+ * serve is BON_ERR_BACKEND. Default: tile in both. Not while a product runs. */
 bool bon_route_available(bon_route route, bon_dtype dtype);
 BON_MUST_CHECK bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase,
                                                bon_route route);
@@ -76,7 +98,9 @@ bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase);
 
 /* y[r][j] = sum_k x[r][k] * W[j][k] for r < rows, j < n.
  *   x  [rows, ldx >= k]   y  [rows, ldy >= n]; they do not overlap
- * Deterministic for any number of threads. BON_ERR_BACKEND from oneDNN only. */
+ * Deterministic for any number of threads, and many may multiply at a time. The
+ * tile route cannot fail and allocates nothing; oneDNN's copies x (at most 512
+ * rows at a time) and may give BON_ERR_MEMORY or BON_ERR_BACKEND. */
 BON_MUST_CHECK bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase,
                                               const float *x, size_t rows, size_t ldx,
                                               float *y, size_t ldy, int threads);
@@ -90,7 +114,8 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
                         float *y, size_t ldy, bool accumulate);
 
 /* Seconds that one product takes by a route now: best of `repeats`, with `rows`
- * rows of noise as x. Used once per shape at load to choose. */
+ * rows of x. From BON_PREFILL_ROWS rows on it is a product of the prefill. The
+ * matrix keeps its routes. Used once per shape at load to choose. */
 BON_MUST_CHECK bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route,
                                              size_t rows, int repeats, int threads,
                                              double *seconds);
