@@ -1,0 +1,24 @@
+/* dispatch.h - the same C compiled twice: for every processor, and for AVX2.
+ *
+ * A hot loop is written once as BON_INLINE and entered through two thin
+ * functions, one of them marked BON_AVX2; bon_has_avx2() chooses at run time.
+ * Both do the same operations in the same order and none is contracted
+ * (-std=c11), so results do not depend on the processor.
+ */
+#ifndef BON_DISPATCH_H
+#define BON_DISPATCH_H
+
+#define BON_INLINE static inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define BON_AVX2 __attribute__((target("avx2")))
+static inline int bon_has_avx2(void) { return __builtin_cpu_supports("avx2"); }
+#else
+#define BON_AVX2
+static inline int bon_has_avx2(void) { return 0; }
+#endif
+
+/* Four neighbouring doubles at any address. */
+typedef double bon_vec __attribute__((vector_size(32), aligned(8), may_alias));
+
+#endif /* BON_DISPATCH_H */

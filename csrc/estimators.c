@@ -1,0 +1,485 @@
+/* estimators.c - see estimators.h for what is computed and why.
+ *
+ * Binomial coefficients overflow long before n gets interesting, and a
+ * difference of log-gammas loses the digits of small probabilities. Here both
+ * estimators are recurrences over draws, in which every term is >= 0: nothing
+ * overflows and nothing cancels.
+ *
+ * best-of-k is a sort and a product with a table of weights. Both work on
+ * eight rows side by side: a sorting network compares the same two places of
+ * every row, so eight rows cost hardly more than one and nothing branches.
+ */
+#include "estimators.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dispatch.h"
+
+/* -- pass@k ---------------------------------------------------------------- */
+
+/* Draw without replacement until the first correct sample:
+ *
+ *   P(first hit is draw i) = P(all earlier draws miss) * hits / (n - i)
+ *
+ * and pass@k is the sum over draws. Requires 0 <= c <= n and 1 <= k <= n. */
+static double pass_at_k(int64_t n, int64_t c, int64_t k)
+{
+    if (c > n - k) return 1.0; /* fewer than k wrong samples exist */
+
+    /* C(n-c,k)/C(n,k) = C(n-k,c)/C(n,c): "k draws, c hits" and "c draws, k
+     * hits" have the same chance, so take the shorter walk. */
+    const int64_t draws = c < k ? c : k;
+    const int64_t hits = c < k ? k : c;
+
+    double pass = 0.0, miss = 1.0;
+    for (int64_t i = 0; i < draws; i++) {
+        const double left = (double)(n - i);
+        pass += miss * ((double)hits / left);
+        miss *= (double)(n - i - hits) / left;
+        if (pass + miss == pass) break; /* all later terms sum to < miss */
+    }
+    return fmin(pass, 1.0); /* rounding may end a few ulp above */
+}
+
+static int counts_fit(int64_t n, int64_t c, int64_t k_max)
+{
+    return n >= k_max && n <= BON_MAX_SAMPLES && c >= 0 && c <= n;
+}
+
+/* How many prompts from here on have the same n; stops looking after limit. */
+static size_t run_of_equal(const int64_t *n, size_t len, int64_t limit)
+{
+    size_t run = 1;
+    while (run < len && (int64_t)run <= limit && n[run] == n[0]) run++;
+    return run;
+}
+
+/* Looks up prompts for as long as they have n samples; returns how many. */
+static size_t look_up(const double *table, int64_t n, const int64_t *ns,
+                      const int64_t *c, size_t len, size_t nk, double *out)
+{
+    size_t i = 0;
+    for (; i < len && ns[i] == n; i++) {
+        const int64_t ci = c[i];
+        if (ci < 0 || ci > n) break;
+        const double *row = table + (size_t)ci * nk;
+        for (size_t j = 0; j < nk; j++) out[i * nk + j] = row[j];
+    }
+    return i;
+}
+
+bon_status bon_pass_at_k(const int64_t *n, const int64_t *c, size_t len,
+                         const int64_t *ks, size_t nk, double *table, size_t room,
+                         double *out, size_t *bad)
+{
+    int64_t k_max = 1;
+    *bad = 0;
+    for (size_t j = 0; j < nk; j++) {
+        if (ks[j] < 1) return BON_ERR_DOMAIN;
+        if (ks[j] > k_max) k_max = ks[j];
+    }
+    for (size_t i = 0; i < len;) {
+        const int64_t ni = n[i], ci = c[i];
+        if (!counts_fit(ni, ci, k_max)) {
+            *bad = i;
+            return BON_ERR_DOMAIN;
+        }
+        const int64_t table_rows = nk ? (int64_t)(room / nk) : 0;
+        if (ni < table_rows && run_of_equal(n + i, len - i, ni) > (size_t)ni) {
+            for (int64_t ct = 0; ct <= ni; ct++)
+                for (size_t j = 0; j < nk; j++)
+                    table[(size_t)ct * nk + j] = pass_at_k(ni, ct, ks[j]);
+            i += look_up(table, ni, n + i, c + i, len - i, nk, out + i * nk);
+            continue;
+        }
+        for (size_t j = 0; j < nk; j++) out[i * nk + j] = pass_at_k(ni, ci, ks[j]);
+        i++;
+    }
+    return BON_OK;
+}
+
+/* -- best-of-k: weights ---------------------------------------------------- */
+
+/* With the samples sorted best first, rank i wins a subset exactly when it is
+ * in and all better ranks are out, which has the chance
+ *
+ *   w(i) = C(n-1-i, k-1) / C(n, k),   w(0) = k/n,
+ *   w(i+1) = w(i) * (n-k-i) / (n-1-i),   0 from rank n-k+1 on. */
+bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weights)
+{
+    if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
+    const size_t stride = bon_rank_stride(nk);
+    memset(weights, 0, n * stride * sizeof *weights);
+    for (size_t j = 0; j < nk; j++) {
+        const int64_t k = ks[j];
+        if (k < 1 || k > (int64_t)n) return BON_ERR_DOMAIN;
+        const size_t last_winner = n - (size_t)k;
+        double weight = (double)k / (double)n;
+        for (size_t i = 0; i <= last_winner; i++) {
+            weights[i * stride + j] = weight;
+            weight *= (double)(last_winner - i) / (double)(n - 1 - i);
+        }
+    }
+    return BON_OK;
+}
+
+/* -- best-of-k: ranking eight rows side by side ----------------------------- */
+
+enum { LANES = 8 };
+
+/* One call of bon_best_of_k, with its scratch cut up for LANES rows: element i
+ * of row l is at [i * LANES + l]. */
+typedef struct {
+    size_t n, nk, stride; /* stride: of out */
+    const int64_t *ks;    /* [nk] */
+    const double *weights;
+    uint64_t mask;  /* the bits of a key that hold the index of its sample */
+    double *keys;   /* [n, LANES] scores, then sorted; see load_keys */
+    double *values; /* [n, LANES] rewards in order of keys */
+    double *scores; /* [n, LANES] whole scores in order of keys, where there are ties */
+    double *pairs;  /* [n, 2]     see sort_lane */
+} ranking;
+
+static uint64_t bits_of(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static double from_bits(uint64_t bits)
+{
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Enough bits for 0 .. n-1. */
+static uint64_t index_mask(size_t n)
+{
+    uint64_t mask = 1;
+    while (mask < n) mask *= 2;
+    return mask - 1;
+}
+
+/* to[i * LANES + l] = row l of from, place i; lanes beyond `rows` repeat the last row. */
+BON_INLINE void load_lanes(const double *from, size_t rows, size_t n, double *to)
+{
+    for (size_t l = 0; l < LANES; l++) {
+        const double *row = from + (l < rows ? l : rows - 1) * n;
+        for (size_t i = 0; i < n; i++) to[i * LANES + l] = row[i];
+    }
+}
+
+/* True if all of [n, LANES] are finite: 0 * x is NaN where x is not. */
+BON_INLINE int all_finite(const double *x, size_t n)
+{
+    double check[LANES] = {0.0}, all = 0.0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t l = 0; l < LANES; l++) check[l] += 0.0 * x[i * LANES + l];
+    for (size_t l = 0; l < LANES; l++) all += check[l];
+    return all == 0.0;
+}
+
+/* Turns scores into keys: the lowest bits are replaced by the index of the
+ * sample, so that sorting keys carries the samples along. Keys that agree in
+ * all other bits are looked at again. */
+BON_INLINE void make_keys(double *scores, size_t n, uint64_t mask)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t l = 0; l < LANES; l++) {
+            const double x = scores[i * LANES + l] + 0.0; /* -0.0 becomes 0.0 */
+            scores[i * LANES + l] = from_bits((bits_of(x) & ~mask) | i);
+        }
+}
+
+/* Puts the larger of each pair into a. */
+BON_INLINE void compare_exchange(double *restrict a, double *restrict b)
+{
+    double x[LANES], y[LANES];
+    for (size_t l = 0; l < LANES; l++) {
+        x[l] = a[l];
+        y[l] = b[l];
+    }
+    for (size_t l = 0; l < LANES; l++) a[l] = x[l] > y[l] ? x[l] : y[l];
+    for (size_t l = 0; l < LANES; l++) b[l] = x[l] < y[l] ? x[l] : y[l];
+}
+
+/* Sorts every lane by falling key with Batcher's merge exchange, which serves
+ * any n. Source: Knuth, TAOCP vol. 3, 5.2.2, algorithm M. */
+BON_INLINE void sort_lanes(double *keys, size_t n)
+{
+    size_t top = 1;
+    while (2 * top < n) top *= 2;
+    for (size_t p = top; p > 0; p /= 2) {
+        for (size_t q = top, first = 0, apart = p;; q /= 2) {
+            /* all i with (i & p) == first come in blocks of p neighbours */
+            for (size_t block = first; block + apart < n; block += 2 * p) {
+                const size_t end = block + p < n - apart ? block + p : n - apart;
+                for (size_t i = block; i < end; i++)
+                    compare_exchange(keys + i * LANES, keys + (i + apart) * LANES);
+            }
+            if (q == p) break;
+            apart = q - p;
+            first = p;
+        }
+    }
+}
+
+/* sorted[i * LANES + l] = what row l of from has for the sample of key i. */
+BON_INLINE void gather(const ranking *by, const double *from, size_t rows, double *sorted)
+{
+    const double *row[LANES];
+    for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * by->n;
+    for (size_t i = 0; i < by->n; i++)
+        for (size_t l = 0; l < LANES; l++)
+            sorted[i * LANES + l] = row[l][bits_of(by->keys[i * LANES + l]) & by->mask];
+}
+
+/* True where neighbours in some lane agree in all bits but the index. */
+BON_INLINE int any_tie(const ranking *by)
+{
+    uint64_t tied[LANES] = {0}, any = 0;
+    for (size_t i = LANES; i < by->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++) {
+            const uint64_t a = bits_of(by->keys[i + l]), b = bits_of(by->keys[i + l - LANES]);
+            tied[l] |= ((a ^ b) & ~by->mask) == 0;
+        }
+    for (size_t l = 0; l < LANES; l++) any |= tied[l];
+    return any != 0;
+}
+
+static int by_falling_score(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* Sorts one lane by whole scores: keys that agree but for the index may stand
+ * in the wrong order where the scores differ in those bits only. */
+static void sort_lane(const ranking *by, size_t lane)
+{
+    double *scores = by->scores + lane, *values = by->values + lane, *pairs = by->pairs;
+    for (size_t i = 0; i < by->n; i++) {
+        pairs[2 * i] = scores[i * LANES];
+        pairs[2 * i + 1] = values[i * LANES];
+    }
+    qsort(pairs, by->n, 2 * sizeof *pairs, by_falling_score);
+    for (size_t i = 0; i < by->n; i++) {
+        scores[i * LANES] = pairs[2 * i];
+        values[i * LANES] = pairs[2 * i + 1];
+    }
+}
+
+BON_INLINE void sort_what_keys_could_not(const ranking *by)
+{
+    int64_t wrong[LANES] = {0};
+    for (size_t i = LANES; i < by->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++)
+            wrong[l] |= by->scores[i + l] > by->scores[i + l - LANES];
+    for (size_t l = 0; l < LANES; l++)
+        if (wrong[l]) sort_lane(by, l);
+}
+
+/* Gives each of equal scores the mean of their rewards: weighed by rank, they
+ * then share their chances evenly. Forwards, sum and count of the equals so
+ * far; backwards, the mean found at the last of them. */
+BON_INLINE void share_ties(const ranking *by)
+{
+    const double *restrict scores = by->scores;
+    double *restrict values = by->values, *restrict counts = by->keys; /* keys are done */
+    double sum[LANES], count[LANES], mean[LANES];
+    for (size_t l = 0; l < LANES; l++) sum[l] = count[l] = 0.0;
+    for (size_t i = 0; i < by->n; i++) {
+        const double *at = scores + i * LANES, *before = i > 0 ? at - LANES : at;
+        for (size_t l = 0; l < LANES; l++) {
+            const double keep = at[l] == before[l] ? 1.0 : 0.0;
+            sum[l] = keep * sum[l] + values[i * LANES + l];
+            count[l] = keep * count[l] + 1.0;
+            values[i * LANES + l] = sum[l];
+            counts[i * LANES + l] = count[l];
+        }
+    }
+    for (size_t l = 0; l < LANES; l++) mean[l] = sum[l] / count[l];
+    for (size_t i = by->n; i-- > 0;) {
+        const double *at = scores + i * LANES, *after = i + 1 < by->n ? at + LANES : at;
+        double here[LANES];
+        for (size_t l = 0; l < LANES; l++)
+            here[l] = values[i * LANES + l] / counts[i * LANES + l];
+        for (size_t l = 0; l < LANES; l++) mean[l] = at[l] == after[l] ? mean[l] : here[l];
+        for (size_t l = 0; l < LANES; l++) values[i * LANES + l] = mean[l];
+    }
+}
+
+/* -- best-of-k: the weighted sum ------------------------------------------- */
+
+/* out[l, j] = sum over ranks of weights[rank, j] * values[rank, l], for eight
+ * columns j from weights on and for four lanes. */
+BON_INLINE void weigh_four(const double *values, const double *weights, size_t ranks,
+                           size_t weights_stride, double *out, size_t out_stride)
+{
+    bon_vec sum[4][2] = {{{0}}};
+    for (size_t i = 0; i < ranks; i++) {
+        const double *v = values + i * LANES, *w = weights + i * weights_stride;
+        const bon_vec w0 = *(const bon_vec *)w, w1 = *(const bon_vec *)(w + 4);
+        for (size_t l = 0; l < 4; l++) {
+            sum[l][0] += v[l] * w0;
+            sum[l][1] += v[l] * w1;
+        }
+    }
+    for (size_t l = 0; l < 4; l++) {
+        *(bon_vec *)(out + l * out_stride) = sum[l][0];
+        *(bon_vec *)(out + l * out_stride + 4) = sum[l][1];
+    }
+}
+
+/* Ranks that can win for at least one of these k. */
+static size_t winning_ranks(size_t n, const int64_t *ks, size_t nk)
+{
+    size_t ranks = 0;
+    for (size_t j = 0; j < nk; j++) {
+        const size_t of_k = n - (size_t)ks[j] + 1;
+        if (of_k > ranks) ranks = of_k;
+    }
+    return ranks;
+}
+
+BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, double *out)
+{
+    const size_t weights_stride = bon_rank_stride(by->nk);
+    double part[4 * 8];
+    for (size_t j = 0; j < by->nk; j += 8) {
+        const size_t columns = by->nk - j < 8 ? by->nk - j : 8;
+        const size_t ranks = winning_ranks(by->n, by->ks + j, columns);
+        for (size_t l = 0; l < rows; l += 4) {
+            double *to = out + l * by->stride + j;
+            if (columns == 8 && l + 4 <= rows) {
+                weigh_four(values + l, by->weights + j, ranks, weights_stride, to, by->stride);
+                continue;
+            }
+            weigh_four(values + l, by->weights + j, ranks, weights_stride, part, 8);
+            for (size_t m = l; m < rows && m < l + 4; m++)
+                for (size_t c = 0; c < columns; c++)
+                    to[(m - l) * by->stride + c] = part[(m - l) * 8 + c];
+        }
+    }
+}
+
+/* -- best-of-k: rows ------------------------------------------------------- */
+
+/* At most LANES rows. False where a value is not finite. */
+BON_INLINE int best_of_rows(const ranking *by, const double *scores, const double *rewards,
+                            size_t rows, double *out)
+{
+    load_lanes(scores, rows, by->n, by->keys);
+    if (!all_finite(by->keys, by->n)) return 0;
+    if (scores == rewards) { /* equal scores have equal rewards: nothing to share */
+        sort_lanes(by->keys, by->n);
+        weigh(by, by->keys, rows, out);
+        return 1;
+    }
+    make_keys(by->keys, by->n, by->mask);
+    sort_lanes(by->keys, by->n);
+    gather(by, rewards, rows, by->values);
+    if (!all_finite(by->values, by->n)) return 0;
+    if (any_tie(by)) {
+        gather(by, scores, rows, by->scores);
+        sort_what_keys_could_not(by);
+        share_ties(by);
+    }
+    weigh(by, by->values, rows, out);
+    return 1;
+}
+
+/* The mean of one row; NaN or infinite where a value is, or where it overflows. */
+BON_INLINE double mean_of_row(const double *row, size_t n)
+{
+    bon_vec sum[4] = {{0}};
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t v = 0; v < 4; v++) sum[v] += *(const bon_vec *)(row + i + 4 * v);
+    const bon_vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    double total = (all[0] + all[1]) + (all[2] + all[3]);
+    for (; i < n; i++) total += row[i];
+    return total / (double)n;
+}
+
+/* Every k is 1: scores do not matter, but must be finite all the same. */
+BON_INLINE int mean_of_rows(const ranking *by, const double *scores, const double *rewards,
+                            size_t rows, double *out)
+{
+    double check = 0.0; /* 0 * x is NaN where x is not finite */
+    for (size_t r = 0; r < rows; r++) {
+        const double mean = mean_of_row(rewards + r * by->n, by->n);
+        check += 0.0 * mean;
+        if (scores != rewards) check += 0.0 * mean_of_row(scores + r * by->n, by->n);
+        for (size_t j = 0; j < by->nk; j++) out[r * by->stride + j] = mean;
+    }
+    return check == 0.0;
+}
+
+BON_INLINE int some_rows(const ranking *by, const double *scores, const double *rewards,
+                         size_t rows, double *out)
+{
+    return by->weights ? best_of_rows(by, scores, rewards, rows, out)
+                       : mean_of_rows(by, scores, rewards, rows, out);
+}
+
+static int some_rows_anywhere(const ranking *by, const double *scores,
+                              const double *rewards, size_t rows, double *out)
+{
+    return some_rows(by, scores, rewards, rows, out);
+}
+
+BON_AVX2 static int some_rows_avx2(const ranking *by, const double *scores,
+                                   const double *rewards, size_t rows, double *out)
+{
+    return some_rows(by, scores, rewards, rows, out);
+}
+
+/* BON_OK if all are finite after all: a sum of large values overflows. */
+static bon_status find_not_finite(const double *scores, const double *rewards, size_t first,
+                                  size_t end, size_t *bad)
+{
+    for (size_t at = first; at < end; at++)
+        if (!isfinite(scores[at]) || !isfinite(rewards[at])) {
+            *bad = at;
+            return BON_ERR_NOT_FINITE;
+        }
+    return BON_OK;
+}
+
+bon_status bon_best_of_k(const double *scores, const double *rewards, size_t rows,
+                         size_t n, const int64_t *ks, size_t nk, const double *weights,
+                         double *scratch, double *out, size_t stride, size_t *bad)
+{
+    if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
+    int all_one = 1;
+    for (size_t j = 0; j < nk; j++) {
+        if (ks[j] < 1 || ks[j] > (int64_t)n) return BON_ERR_DOMAIN;
+        all_one = all_one && ks[j] == 1;
+    }
+    const ranking by = {
+        .n = n, .nk = nk, .stride = stride, .ks = ks,
+        .weights = all_one ? NULL : weights,
+        .mask = scores == rewards ? 0 : index_mask(n),
+        .keys = scratch,
+        .values = scratch + n * LANES,
+        .scores = scratch + 2 * n * LANES,
+        .pairs = scratch + 3 * n * LANES,
+    };
+    const int avx2 = bon_has_avx2();
+    for (size_t row = 0; row < rows; row += LANES) {
+        const size_t some = rows - row < LANES ? rows - row : LANES, at = row * n;
+        double *to = out + row * stride;
+        const int finite =
+            avx2 ? some_rows_avx2(&by, scores + at, rewards + at, some, to)
+                 : some_rows_anywhere(&by, scores + at, rewards + at, some, to);
+        if (finite) continue;
+        const bon_status status = find_not_finite(scores, rewards, at, at + some * n, bad);
+        if (status != BON_OK) return status;
+    }
+    return BON_OK;
+}
