@@ -20,8 +20,6 @@ __all__ = ["Request", "Sample", "Samples", "Stats", "seed_of"]
 FINISH_REASONS = ("eos", "stop", "length", "pruned", "aborted")
 NO_TOKENS = np.empty(0, np.int32)
 NO_LOGP = np.empty(0, np.float32)
-for _empty in (NO_TOKENS, NO_LOGP):
-    _empty.flags.writeable = False
 
 # What a notebook shows before it says how much more there is.
 SHOWN_PROMPTS, SHOWN_SAMPLES, SHOWN_CHARACTERS = 5, 4, 240
