@@ -425,7 +425,8 @@ class Drawing(Iterator[Sample]):
                 f"prompt {request.prompt} has {length}"
             )
         new = min(self.settings["max_new_tokens"], self.lm.context - length)
-        return -(-length // BLOCK), -(-new // BLOCK)
+        block = engine().BLOCK_TOKENS
+        return -(-length // block), -(-new // block)
 
     def _add_all(self) -> dict[int, tuple[Request, int, float]]:
         """Queue every sample; engine's number -> (request, index, temperature)."""
@@ -522,8 +523,6 @@ class _Bar:
 
 
 # -- conversions ---------------------------------------------------------------
-
-BLOCK = 32  # tokens per cache block: BON_BLOCK of csrc/cache.h
 
 
 def _engine_arch(arch: Any) -> dict[str, Any]:

@@ -227,12 +227,6 @@ static size_t token_limit(const bon_session *s, size_t prompt, size_t max_new_to
                     bon_model_arch(s->model)->max_positions - s->prompts[prompt].length);
 }
 
-size_t bon_session_blocks_needed(const bon_session *s, size_t prompt, size_t max_new_tokens)
-{
-    return bon_blocks_for(s->prompts[prompt].length)
-           + bon_blocks_for(token_limit(s, prompt, max_new_tokens));
-}
-
 bon_status bon_session_add_sample(bon_session *s, size_t prompt,
                                   const bon_sample_settings *settings, size_t *sample)
 {

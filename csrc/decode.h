@@ -19,7 +19,7 @@
  *
  * Budgets are counted before a sample enters, so a running sample never fails
  * for want of memory. BON_ERR_FULL means that a sample could not enter even with
- * nothing else in the session; bon_session_blocks_needed says what it wants.
+ * nothing else in the session.
  *
  * Interrupted (BON_ERR_INTERRUPTED from the poll) or out of memory, the session
  * is as it was before the step: it can be run on, read, or destroyed.
@@ -85,10 +85,6 @@ BON_MUST_CHECK bon_status bon_session_add_prompt(bon_session *session, const int
 BON_MUST_CHECK bon_status bon_session_add_sample(bon_session *session, size_t prompt,
                                                  const bon_sample_settings *settings,
                                                  size_t *sample);
-/* Cache blocks that a sample of the prompt needs to live, with its prompt. */
-size_t bon_session_blocks_needed(const bon_session *session, size_t prompt,
-                                 size_t max_new_tokens);
-
 bool bon_session_pending(const bon_session *session); /* samples live or waiting */
 
 /* Runs until there is an event, `steps` steps are done or nothing is pending. */

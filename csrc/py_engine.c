@@ -212,7 +212,7 @@ static int exec_module(PyObject *module)
     if (bon_add_weights_type(module) < 0 || bon_add_model_type(module) < 0
         || bon_add_session_type(module) < 0)
         return -1;
-    return 0;
+    return PyModule_AddIntConstant(module, "BLOCK_TOKENS", BON_BLOCK);
 }
 
 static PyModuleDef_Slot slots[] = {

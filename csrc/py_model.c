@@ -494,7 +494,7 @@ static PyType_Slot Model_slots[] = {
 static PyType_Spec Model_spec = {
     .name = "bonaware._engine.Model",
     .basicsize = sizeof(ModelObject),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = Model_slots,
 };
 

@@ -160,20 +160,6 @@ static PyObject *Session_add_samples(SessionObject *self, PyObject *args)
     return numbers;
 }
 
-PyDoc_STRVAR(Session_blocks_needed_doc,
-"blocks_needed($self, prompt, max_new_tokens, /)\n--\n\n"
-"Cache blocks that one sample of the prompt needs, with its prompt.");
-
-static PyObject *Session_blocks_needed(SessionObject *self, PyObject *args)
-{
-    Py_ssize_t prompt, max_new_tokens;
-    bon_session *session = use(self);
-    if (!session || !PyArg_ParseTuple(args, "nn:blocks_needed", &prompt, &max_new_tokens))
-        return NULL;
-    return PyLong_FromSize_t(
-        bon_session_blocks_needed(session, (size_t)prompt, (size_t)max_new_tokens));
-}
-
 /* -- running --------------------------------------------------------------- */
 
 static PyObject *list_events(bon_session *session)
@@ -409,8 +395,6 @@ static PyObject *Session_stats(SessionObject *self, PyObject *Py_UNUSED(args))
 static PyMethodDef Session_methods[] = {
     {"add_prompt", (PyCFunction)Session_add_prompt, METH_O, Session_add_prompt_doc},
     {"add_samples", (PyCFunction)Session_add_samples, METH_VARARGS, Session_add_samples_doc},
-    {"blocks_needed", (PyCFunction)Session_blocks_needed, METH_VARARGS,
-     Session_blocks_needed_doc},
     {"run", (PyCFunction)Session_run, METH_O, Session_run_doc},
     {"events", (PyCFunction)Session_events, METH_NOARGS, Session_events_doc},
     {"end", (PyCFunction)Session_end, METH_VARARGS, Session_end_doc},
@@ -440,7 +424,7 @@ static PyType_Slot Session_slots[] = {
 static PyType_Spec Session_spec = {
     .name = "bonaware._engine.Session",
     .basicsize = sizeof(SessionObject),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = Session_slots,
 };
 
