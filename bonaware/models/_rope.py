@@ -78,8 +78,9 @@ def _llama3(fields: Fields, freq: NDArray[np.float32], max_positions: int) -> ND
     context = fields.size("original_max_position_embeddings", max_positions, limit=MAX_POSITIONS)
     if low >= high:
         raise fields.refuse("high_freq_factor", f"above low_freq_factor ({low})")
-    wavelength = np.float32(2 * math.pi) / freq
-    blend = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
+    # torch divides a number by an array as reciprocal times number, and blending cancels digits.
+    wavelength = np.float32(2 * math.pi) * (1 / freq)
+    blend = (np.float32(context) * (1 / wavelength) - np.float32(low)) / np.float32(high - low)
     slow = freq / np.float32(factor)
     blended = (1 - blend) * freq / np.float32(factor) + blend * freq
     result = np.where(wavelength > np.float32(context / low), slow, blended)
