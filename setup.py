@@ -26,10 +26,14 @@ import numpy
 from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Modules of pure array mathematics: csrc/py_X.c + csrc/X.c. Every other file of csrc/
+# Modules of pure array mathematics: csrc/py_X.c and these. Every other file of csrc/
 # belongs to the engine, which is compiled for AVX2; kernels_avx512.c sets its own target
 # and is entered only where the processor has it.
-PURE = ["estimators", "select"]
+PURE = {
+    "estimators": ["estimators.c", "majority.c", "votes.c", "rng.c"],
+    "select": ["select.c", "votes.c"],
+}
+SHARED = {"rng.c"}  # the engine draws random numbers too
 LIBDNNL = "libdnnl.so.3"
 
 # -std=c11 also switches the silent contraction of a*b + c off: results do not depend
@@ -100,7 +104,7 @@ def extension(name: str, sources: list[str], **more) -> Extension:
 
 def engine() -> Extension:
     prefix = onednn_prefix()
-    pure = {f"{start}{name}.c" for name in PURE for start in ("", "py_")}
+    pure = {f"py_{name}.c" for name in PURE}.union(*PURE.values()) - SHARED
     return extension(
         "engine",
         sorted(path.name for path in Path("csrc").glob("*.c") if path.name not in pure),
@@ -113,7 +117,11 @@ def engine() -> Extension:
 
 def extensions() -> list[Extension]:
     chosen = os.environ.get("BON_ONLY", ",".join([*PURE, "engine"])).split(",")
-    built = [extension(name, [f"py_{name}.c", f"{name}.c"]) for name in PURE if name in chosen]
+    built = [
+        extension(name, [f"py_{name}.c", *sources])
+        for name, sources in PURE.items()
+        if name in chosen
+    ]
     if "engine" not in chosen:
         return built
     if reason := why_no_engine():
@@ -163,8 +171,8 @@ class OneDNN(Command):
         prefix = onednn_prefix()
         if prefix is None:
             sys.exit(why_no_engine())
-        library = onednn_library(prefix)
-        print(f"-isystem {prefix}/include {library} -Wl,-rpath,{library.parent}")
+        lib = onednn_library(prefix).parent
+        print(f"-isystem {prefix}/include -L{lib} -l:{LIBDNNL} -Wl,-rpath,{lib}")
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt, "onednn": OneDNN})
