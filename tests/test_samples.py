@@ -236,7 +236,7 @@ def test_arrays_of_different_length_are_an_error():
 
 
 def test_an_unknown_finish_reason_is_an_error():
-    with pytest.raises(ValueError, match="eos, stop, length, pruned, aborted, .* has 'done'"):
+    with pytest.raises(ValueError, match=r"eos, stop, length, pruned, aborted, .* has 'done'"):
         Samples.from_list("a", [sample(reason="done")], n=1)
 
 

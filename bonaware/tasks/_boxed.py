@@ -4,7 +4,8 @@ import re
 
 __all__ = ["last_boxed"]
 
-BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:\{|(?=\S))")
+BOXED = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*(?:\{|(?=\S))")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped one is text
 PLAIN = re.compile(r"[^\s$.,]+")  # "\boxed 5": TeX takes what follows
 
 
@@ -26,9 +27,8 @@ def last_boxed(text: str) -> str | None:
         plain = PLAIN.match(text, last.end())
         return plain[0] if plain else None
     depth = 1
-    for end in range(last.end(), len(text)):
-        if text[end - 1] != "\\":
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
+    for brace in BRACE.finditer(text, last.end()):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[last.end():end].strip()
+            return text[last.end():brace.start()].strip()
     return None

@@ -1,8 +1,8 @@
 """gsm8k: grade-school problems whose answer is a whole number.
 
 Reads train.jsonl and test.jsonl of openai/grade-school-math (question, answer; the gold
-number stands behind `####`). A sample's answer is the number behind its last `####`, else
-in its last \\boxed{}, else its last number.
+number stands behind `####`). A sample's answer is the number right behind its last `####`,
+else in its last \\boxed{}, else its last number.
 
 Source: Cobbe et al. 2021, arXiv:2110.14168.
 """
@@ -17,10 +17,10 @@ __all__ = ["TASK", "Gsm8k", "last_number"]
 
 # 1,319 and 1319 and .5; a comma only between groups of three; a minus not behind a digit,
 # so that "3-4" holds 3 and 4.
-NUMBER = re.compile(
+NUMBER = (
     r"((?<![\w.)\]])[-\N{MINUS SIGN}])?\$?(?:(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?|(\.\d+))"
 )
-MARKED = re.compile(r"####\s*(.*)")
+MARKED = re.compile(rf"####\s*({NUMBER})")
 ASK = "{question}\nThink step by step, then write the answer, a number, behind ####."
 
 
@@ -67,11 +67,11 @@ class Gsm8k(Task):
         for number, record in read_jsonl(path, limit):
             solution = require(record, "answer", str, path, number)
             gold = MARKED.search(solution)
-            answer = last_number(gold[1]) if gold else None
-            if answer is None:
+            if gold is None:
                 raise ValueError(f"{path}, line {number}: no number behind #### in the answer")
             question = require(record, "question", str, path, number)
-            problems.append(Problem(f"gsm8k/{split}/{number}", question, answer, record))
+            id, answer = f"gsm8k/{split}/{number}", last_number(gold[1])
+            problems.append(Problem(id, question, answer, record))
         return problems
 
     def prompt(self, problem: Problem) -> str | list[dict[str, str]]:
@@ -88,13 +88,10 @@ class Gsm8k(Task):
         return [*messages, {"role": "user", "content": ASK.format(question=problem.prompt)}]
 
     def answer(self, problem: Problem, text: str) -> str | None:
-        marked = MARKED.findall(text)
-        if marked and (number := last_number(marked[-1])) is not None:
-            return number
-        boxed = last_boxed(text)
-        if boxed is not None and (number := last_number(boxed)) is not None:
-            return number
-        return last_number(text)
+        marked = list(MARKED.finditer(text))
+        if marked:
+            return last_number(marked[-1][1])
+        return last_number(last_boxed(text) or "") or last_number(text)
 
     def reward(self, problem: Problem, text: str) -> float:
         return float(self.answer(problem, text) == problem.answer)
@@ -108,7 +105,7 @@ def last_number(text: str) -> str | None:
     >>> last_number("3 - 1 = 2 eggs, so $1,319.50."), last_number("-$07.0"), last_number("none")
     ('1319.5', '-7', None)
     """
-    found = NUMBER.findall(text)
+    found = re.findall(NUMBER, text)
     if not found:
         return None
     sign, whole, part, bare = found[-1]

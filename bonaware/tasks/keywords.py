@@ -9,6 +9,7 @@ or simple inflection (dance, dances, danced, dancing), else 0.
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from bonaware.tasks import Problem, Task, read_jsonl, require
 
@@ -46,15 +47,15 @@ class Keywords(Task):
 
     def load(self, split: str = "test", limit: int | None = None) -> list[Problem]:
         self.check_split(split, "test")
-        return [
-            Problem(
-                id=str(record.get("id", number)),
-                prompt=require(record, "prompt", str, self.path, number),
-                answer=require(record, "words", list, self.path, number),
-                fields=record,
-            )
-            for number, record in read_jsonl(self.path, limit)
-        ]
+        return [self._problem(*line) for line in read_jsonl(self.path, limit)]
+
+    def _problem(self, number: int, record: dict[str, Any]) -> Problem:
+        prompt = require(record, "prompt", str, self.path, number)
+        words = require(record, "words", list, self.path, number)
+        if not words or not all(isinstance(word, str) and word for word in words):
+            raise ValueError(f"{self.path}, line {number}: words must be one str or more, "
+                             f"got {words}")
+        return Problem(str(record.get("id", number)), prompt, words, record)
 
     def reward(self, problem: Problem, text: str) -> float:
         return float(all(_pattern(word).search(text) for word in problem.answer))
@@ -76,11 +77,11 @@ def forms(word: str) -> tuple[str, ...]:
     stem, last = word[:-1], word[-1:]
     if last == "e":
         return word, word + "s", word + "d", stem + "ing"
-    if last == "y" and stem[-1:] not in VOWELS:
+    if last == "y" and stem and stem[-1] not in VOWELS:
         return word, stem + "ies", stem + "ied", word + "ing"
-    plural = word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    plural = word + ("es" if word.endswith(("s", "x", "z", "o", "ch", "sh")) else "s")
     regular = (word, plural, word + "ed", word + "ing")
-    if last not in VOWELS + "wxy" and stem[-1:] in VOWELS:
+    if last not in VOWELS + "wxy" and stem and stem[-1] in VOWELS:
         return *regular, word + last + "ed", word + last + "ing"
     return regular
 

@@ -5,6 +5,7 @@ attribute `VERIFIER`, a class whose options are keywords and whose `score(proble
 gives float64 `[P, n]`, higher = better, NaN where there is no sample.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +15,13 @@ from bonaware import _lookup
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 
-__all__ = ["Verifier", "available", "get"]
+__all__ = ["Verifier", "available", "check_prompts", "get"]
 
 
 class Verifier(Protocol):
     """What a verifier must offer."""
 
-    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+    def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
         """Scores `[P, n]` of the samples of P problems; NaN where there is no sample."""
         ...
 
@@ -66,3 +67,11 @@ def get(name: str, **options: Any) -> Verifier:
     Likelihood(normalize='length')
     """
     return _lookup.load(__name__, name, "VERIFIER")(**options)
+
+
+def check_prompts(problems: Sequence[Problem], samples: Samples) -> None:
+    """Refuse samples that are not of these problems; for those who write verifiers."""
+    if len(problems) != len(samples):
+        raise ValueError(
+            f"need one prompt per problem, got {len(samples)} prompts for {len(problems)} problems"
+        )

@@ -1,5 +1,6 @@
 """exact: the task's own reward as the score; what a perfect selector would see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from bonaware.samples import Samples
 from bonaware.tasks import Problem, Task
+from bonaware.verifiers import check_prompts
 
 __all__ = ["VERIFIER", "Exact"]
 
@@ -23,7 +25,7 @@ class Exact:
 
     task: Task
 
-    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+    def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
         """Rewards, shape [P, n]; NaN where there is no sample.
 
         Raises
@@ -31,6 +33,7 @@ class Exact:
         ValueError
             There is not one prompt per problem, or a sample has no text.
         """
+        check_prompts(problems, samples)
         mute = samples.valid & np.array(
             [[text is None for text in row] for row in samples.text], bool
         ).reshape(samples.valid.shape)

@@ -1,5 +1,6 @@
 """likelihood: the log-probability of a sample under the model that drew it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
+from bonaware.verifiers import check_prompts
 
 __all__ = ["VERIFIER", "Likelihood"]
 
@@ -35,8 +37,9 @@ class Likelihood:
         if self.normalize not in NORMALIZE:
             raise ValueError(f"normalize must be None or 'length', got {self.normalize!r}")
 
-    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+    def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
         """Log-probabilities, nats, shape [P, n]; NaN where there is no sample."""
+        check_prompts(problems, samples)
         if self.normalize is None:
             return samples.sum_logp.copy()
         return samples.sum_logp / np.maximum(samples.lengths, 1)

@@ -1,5 +1,6 @@
 """self_certainty: how far the model's predictions were from uniform, mean per token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
+from bonaware.verifiers import check_prompts
 
 __all__ = ["VERIFIER", "SelfCertainty"]
 
@@ -22,8 +24,9 @@ class SelfCertainty:
     Source: Kang, Zhao, Song 2025, arXiv:2502.18581, eq. 9.
     """
 
-    def score(self, problems: list[Problem], samples: Samples) -> NDArray[np.float64]:
+    def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
         """Mean certainty, nats, shape [P, n]; NaN where there is no sample or no token."""
+        check_prompts(problems, samples)
         return samples.certainty.copy()
 
 
