@@ -75,7 +75,7 @@ class Run:
         rather than typical.
         """
         drawn = ~np.isnan(self.rewards)
-        return drawn.any(axis=1) if self.complete else drawn.all(axis=1)
+        return np.asarray(drawn.any(axis=1) if self.complete else drawn.all(axis=1))
 
     def curves(self, level: float = 0.95) -> Curves:
         """Estimates for each k, with intervals of that level; see `bonaware.curves.curves`."""

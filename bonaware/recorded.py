@@ -126,7 +126,7 @@ def _choose(
                 f"{where}: need a field with rewards, or one with answers and one with the right "
                 f"answer; name them, or call them {', '.join(REWARDS)}; found {', '.join(row)}"
             )
-    wide = isinstance(row[rewards or answers], list)
+    wide = isinstance(row[rewards or answers or ""], list)
 
     def fits(name: str) -> bool:
         return name != rewards and (isinstance(row[name], list) or not wide)
@@ -162,17 +162,16 @@ class _Table:
 
     def add(self, row: dict[str, Any]) -> None:
         fields = self.fields
-        columns = {
-            name: self._entries(row, name)
-            for name in {fields.rewards, fields.answers, *fields.scores} - {None}
-        }
+        named = filter(None, (fields.rewards, fields.answers, *fields.scores))
+        columns = {name: self._entries(row, name) for name in named}
         lengths = {name: len(entries) for name, entries in columns.items()}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
             raise ValueError(f"need fields with equally many samples, and at least one: {lengths}")
         count = next(iter(lengths.values()))
-        answers = [_text(e, fields.answers) for e in columns.get(fields.answers, [None] * count)]
+        votes = columns[fields.answers] if fields.answers else [None] * count
+        answers = [_text(vote, fields.answers) for vote in votes]
         if fields.rewards is None:
-            gold = _text(self._value(row, fields.gold), fields.gold)
+            gold = _text(self._value(row, fields.gold or ""), fields.gold)
             rewards = [float(answer is not None and answer == gold) for answer in answers]
         else:
             rewards = [_number(entry, fields.rewards) for entry in columns[fields.rewards]]
@@ -235,7 +234,7 @@ def _from_store(path: Path, k: Sequence[int] | None) -> Run:
             raise ValueError(
                 f"{path}: the store has no rewards yet; the command that draws into it adds them"
             )
-        n = int(rewarded.any(axis=0).nonzero()[0].max()) + 1
+        n = int(np.nonzero(rewarded)[1].max()) + 1
         shape = (len(rewards), n)
         rows, settings = store.problems(), store.settings
         prompts = [row["prompt"] for row in rows]

@@ -97,6 +97,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], *, readonly: bool = False) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._db: Any = None
         self._session = 0
         self._started = time.monotonic()
         self._check_path(readonly)
@@ -186,12 +187,11 @@ class Store:
         self._started = time.monotonic()
 
     def _put_settings(self, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        kept, given = stored.get(GROWING), settings.get(GROWING)
-        longest = kept if isinstance(kept, list) and len(kept) > len(given) else given
-        rows = [
-            (name, json.dumps(longest if name == GROWING else value))
-            for name, value in settings.items()
-        ]
+        kept = stored.get(GROWING)
+        longest = dict(settings)
+        if isinstance(kept, list) and len(kept) > len(settings[GROWING]):
+            longest[GROWING] = kept
+        rows = [(name, json.dumps(value)) for name, value in longest.items()]
         self._db.executemany("INSERT OR REPLACE INTO settings VALUES(?, ?)", rows)
 
     def _put_problems(self, problems: Sequence[Mapping[str, Any]]) -> None:
@@ -403,7 +403,7 @@ class Store:
 
     def close(self) -> None:
         """Leave one self-contained file and free the lock; a second call does nothing."""
-        db, self._db = getattr(self, "_db", None), None
+        db, self._db = self._db, None
         lock, self._lock = self._lock, None
         if db is not None:
             if lock is not None:

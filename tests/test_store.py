@@ -172,22 +172,22 @@ DRAW = """
 
 def test_every_added_sample_survives_sigkill(tmp_path):
     path = tmp_path / "run.sqlite"
-    child = run_python(DRAW, path)
-    last = [int(child.stdout.readline()) for _ in range(20)][-1]
-    child.send_signal(signal.SIGKILL)
-    printed = [last, *map(int, child.communicate()[0].split())]
+    with run_python(DRAW, path) as child:
+        lines = [child.stdout.readline() for _ in range(20)]
+        child.send_signal(signal.SIGKILL)
+        lines += child.stdout  # what it printed in the meantime
     assert child.returncode == -signal.SIGKILL
     with begun(path) as store:
         indices = [s.index for s in store.samples()]
-        assert indices in ([*range(printed[-1] + 1)], [*range(printed[-1] + 2)])
+    # Killed between commit and print: one more may be stored than was said.
+    assert indices in ([*range(len(lines))], [*range(len(lines) + 1)])
 
 
 def test_a_killed_store_can_be_read_before_it_is_continued(tmp_path):
     path = tmp_path / "run.sqlite"
-    child = run_python(DRAW, path)
-    child.stdout.readline()
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    with run_python(DRAW, path) as child:
+        child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
     with Store(path, readonly=True) as store:
         assert next(store.samples()).index == 0
 
