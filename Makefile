@@ -80,5 +80,19 @@ lint:
 stubs: build
 	$(PYTHON) -m pytest tests/test_stubs.py
 
+# Figures belong into benchmarks/README.md, with the machine they were measured on.
+bench: build build/bench/bench_gemm build/bench/llama-1b
+	./build/bench/bench_gemm
+	$(PYTHON) benchmarks/bench_decode.py build/bench/llama-1b
+
+build/bench/bench_gemm: benchmarks/bench_gemm.c $(wildcard csrc/*.[ch]) build/ctest/onednn
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O3 $(ENGINE) -Icsrc -o $@ $< \
+		$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)) @build/ctest/onednn -lm
+
+build/bench/llama-1b:
+	@mkdir -p $(@D)
+	$(PYTHON) benchmarks/make_checkpoint.py llama-1b $@
+
 clean:
 	rm -rf build *.egg-info bonaware/*.so bonaware/.libs
