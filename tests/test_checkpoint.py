@@ -134,19 +134,19 @@ def test_save_copies_the_model_and_its_tokenizer(folder, tmp_path):
 
 
 def test_missing_folder_and_files_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="found no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"found no folder .*nowhere"):
         Checkpoint(tmp_path / "nowhere")
     path = folder()
     with pytest.raises(NotADirectoryError, match="found no folder"):
         Checkpoint(path / "config.json")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"need model.safetensors or .* found pytorch_model"):
+    with pytest.raises(FileNotFoundError, match=r"need model.safetensors or .* pytorch_model"):
         Checkpoint(path)
     (path / "pytorch_model.bin").unlink()
     with pytest.raises(FileNotFoundError, match="found no weights"):
         Checkpoint(path)
     (path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="need config.json in the folder"):
+    with pytest.raises(FileNotFoundError, match=r"need config.json in the folder"):
         Checkpoint(path)
 
 
@@ -212,7 +212,7 @@ def change_index(path, change):
 def test_missing_shard_is_named(folder):
     path = folder(files=2)
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="need model-00002-of-00002.safetensors in"):
+    with pytest.raises(FileNotFoundError, match=r"need model-00002-of-00002.safetensors in"):
         Checkpoint(path)
 
 
@@ -230,7 +230,7 @@ def test_shard_must_be_a_file_of_the_folder(folder, shard):
 @pytest.mark.parametrize("table", [None, [], {}, "x", 3])
 def test_index_must_have_a_table(folder, table):
     path = change_index(folder(files=2), lambda index: index.update(weight_map=table))
-    with pytest.raises(ValueError, match="index.json: weight_map must be an object"):
+    with pytest.raises(ValueError, match=r"index.json: weight_map must be an object"):
         Checkpoint(path)
 
 
@@ -240,7 +240,7 @@ def test_listed_tensor_must_be_in_its_shard(folder):
         table["lm_head.weight"] = table["model.embed_tokens.weight"]
 
     path = change_index(folder(files=2), change)
-    with pytest.raises(ValueError, match=r"says that .* holds tensor 'lm_head.weight', but it does"):
+    with pytest.raises(ValueError, match=r"says that .* holds tensor 'lm_head.weight', but"):
         Checkpoint(path)
 
 
@@ -279,7 +279,7 @@ def test_tensor_must_be_float(folder):
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"lm_head.weight": {"dtype": "F32"',
                                                b'"lm_head.weight": {"dtype": "I32"'))
-    with pytest.raises(ValueError, match="tensor lm_head.weight must be one of F32, F16, BF16"):
+    with pytest.raises(ValueError, match=r"tensor lm_head.weight must be one of F32, F16, BF16"):
         Checkpoint(path).tensors()
 
 
