@@ -368,11 +368,10 @@ static float top_k_bound(size_t groups, size_t k, const space *s)
     return find_cut(s->logit, s->weight, finite, (double)k, s).logit;
 }
 
-/* The smallest finite float >= largest + T nats, nats <= 0. */
+/* The smallest finite float >= largest + T nats, nats <= 0: above -inf is -FLT_MAX. */
 static float logit_below(float largest, float temperature, double nats)
 {
     const double exact = (double)largest + (double)temperature * nats;
-    if (exact <= -(double)FLT_MAX) return -FLT_MAX;
     const float near = (float)exact;
     return (double)near < exact ? nextafterf(near, INFINITY) : near;
 }
@@ -380,7 +379,7 @@ static float logit_below(float largest, float temperature, double nats)
 static float top_p_bound(const overview *row, const bon_sampling *how, double total)
 {
     const double nats = log((1.0 - how->top_p) * total / (double)row->count) - TOP_P_MARGIN;
-    return logit_below(row->largest, how->temperature, fmin(nats, 0.0));
+    return logit_below(row->largest, how->temperature, nats);
 }
 
 /* -- truncation ------------------------------------------------------------ */
@@ -427,14 +426,14 @@ bon_status bon_sampling_check(const bon_sampling *how)
     return BON_OK;
 }
 
-/* Nats of one logit in a row with this largest logit and sum of weights. */
+/* Nats of one logit in a row with this largest logit and sum of weights, <= 0: the
+ * largest one's weight of exactly 1 is in the sum. */
 static float log_share(float logit, float largest, float temperature, double total)
 {
-    const double nats = ((double)logit - (double)largest) / (double)temperature - log(total);
-    return (float)fmin(nats, 0.0);
+    return (float)(((double)logit - (double)largest) / (double)temperature - log(total));
 }
 
-/* Draws by how, T > 0, top_k below the count of tokens or 0. s->sums and total: of the whole row at T = 1. */
+/* Draws by how, T > 0. s->sums and total: of the whole row at T = 1. */
 static size_t draw(const float *x, size_t vocab, const overview *row, const bon_sampling *how,
                    double u, double total, const space *s, float *sampled_logp)
 {
@@ -470,13 +469,11 @@ bon_status bon_sample_token(const float *logits, size_t vocab, const bon_samplin
     const double level = log(total) + (double)row.largest; /* log of the sum of exp(logits) */
     const double count = (double)row.count;
 
-    bon_sampling steps = *how;
-    if ((size_t)steps.top_k >= row.count) steps.top_k = 0;
     float sampled_logp = 0.0f;
     const size_t token =
         how->temperature <= 0.0f
             ? first_largest(logits, row.largest, s.groups)
-            : draw(logits, vocab, &row, &steps, u, total, &s, &sampled_logp);
+            : draw(logits, vocab, &row, how, u, total, &s, &sampled_logp);
     *out = (bon_draw){
         .token = (int32_t)token,
         .logp = log_share(logits[token], row.largest, 1.0f, total),
@@ -492,7 +489,7 @@ bon_status bon_log_softmax_at(const float *logits, size_t vocab, float temperatu
     if (!(temperature > 0.0f && temperature <= FLT_MAX) || vocab < 1 || vocab > INT32_MAX)
         return BON_ERR_DOMAIN;
     for (size_t i = 0; i < len; i++)
-        if (ids[i] < 0 || (size_t)ids[i] >= vocab) return BON_ERR_DOMAIN;
+        if ((size_t)ids[i] >= vocab) return BON_ERR_DOMAIN; /* so is a negative one */
     const overview row = look_over(logits, vocab, NULL);
     const bon_status status = check_row(&row);
     if (status != BON_OK) return status;

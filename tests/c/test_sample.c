@@ -210,7 +210,7 @@ static void draws_match_sorting_in_double_for_all_options(void)
                 for (size_t k = 0; k < 7; k++)
                     for (size_t p = 0; p < 5; p++)
                         for (size_t m = 0; m < 4; m++) {
-                            if (vocab > 100 && uniform() < 0.8) continue;
+                            if (vocab > 100 && uniform() < 0.9) continue;
                             fill_kind(kind, vocab);
                             check_row(vocab, (bon_sampling){temperatures[t], top_k[k],
                                                             top_p[p], min_p[m]});
@@ -307,8 +307,39 @@ static void banned_and_weightless_tokens_are_never_drawn(void)
                 }
 }
 
+/* The blocks' sums, rounded and taken off one by one, often leave something of it. */
+static void the_largest_u_draws_the_last_token_with_weight(void)
+{
+    const size_t vocab = 100000, allowed = 90000;
+    for (int row = 0; row < 40; row++) {
+        fill_normal(4.0f, vocab);
+        for (size_t i = allowed; i < vocab; i++) logits[i] = -INFINITY;
+        logits[allowed - 1] = 15.0f;
+        CHECK((size_t)draw(vocab, plain, U_MAX).token == allowed - 1);
+        CHECK((size_t)draw(vocab, (bon_sampling){1.0f, 95000, 1.0, 0.0}, U_MAX).token
+              == allowed - 1);
+    }
+}
+
+static void min_p_compares_logits_exactly(void)
+{
+    for (int i = 1; i < 200; i++) {
+        const double min_p = i / 200.0, border = 2.0 + 0.5 * log(min_p);
+        fill(-9.0f, 40);
+        logits[3] = 2.0f;
+        logits[20] = (float)border;
+        const size_t want = (double)logits[20] >= border ? 2 : 1;
+        CHECK(count_kept(40, (bon_sampling){0.5f, 0, 1.0, min_p}) == want);
+    }
+}
+
 static void certainty_counts_the_tokens_that_are_not_banned(void)
 {
+    for (size_t vocab = 1; vocab < 1000; vocab += 7) {
+        fill(3.25f, vocab);
+        const float certainty = draw(vocab, plain, 0.5).certainty;
+        CHECK(certainty >= 0.0f && certainty <= 1e-6f);
+    }
     fill(3.25f, 1000);
     CHECK(fabsf(draw(1000, plain, 0.5).certainty) <= 1e-6f);
     for (size_t i = 0; i < 1000; i += 2) logits[i] = -INFINITY;
@@ -574,6 +605,8 @@ int main(int argc, char **argv)
     temperature_zero_takes_the_lowest_of_the_largest();
     one_token_left_has_probability_one();
     banned_and_weightless_tokens_are_never_drawn();
+    the_largest_u_draws_the_last_token_with_weight();
+    min_p_compares_logits_exactly();
     certainty_counts_the_tokens_that_are_not_banned();
     extreme_logits_and_temperatures_stay_finite();
     logp_is_within_1e_6_of_double();
