@@ -54,8 +54,12 @@ build/ctest/libcore.a: $(CORE)
 	@rm -f $@
 	@$(AR) rcs $@ $^
 
+# test_engine makes each allocation fail in turn.
+build/ctest/test_engine: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+
 build/ctest/%: tests/c/%.c tests/c/check.h build/ctest/libcore.a
-	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc -o $@ $< build/ctest/libcore.a @build/ctest/onednn -lm
+	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc $(WRAP) -o $@ $< build/ctest/libcore.a \
+		@build/ctest/onednn -lm
 
 # Python itself leaks by design at exit, so leaks are looked for in ctest.
 # PYTHONMALLOC: inside Python's own arenas ASan is blind. --capture: the report goes

@@ -1,0 +1,485 @@
+/* test_engine.c - cache, forward pass, sessions and scores on a small random model.
+ *
+ * That the numbers are a transformer's is shown against transformers in Python;
+ * here: bookkeeping, same bits, interrupts at every point, a failure of every
+ * allocation. Linked with --wrap for the allocators (see the Makefile).
+ */
+#include <stdbool.h>
+#include <string.h>
+
+#include "check.h"
+#include "decode.h"
+#include "score.h"
+
+/* -- allocations that fail on demand --------------------------------------- */
+
+static long allocations_left = -1; /* -1: all succeed */
+
+static bool allocation_fails(void)
+{
+    if (allocations_left < 0) return false;
+    return allocations_left == 0 || allocations_left-- == 0;
+}
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__real_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+void *__wrap_aligned_alloc(size_t alignment, size_t size);
+
+void *__wrap_malloc(size_t size) { return allocation_fails() ? NULL : __real_malloc(size); }
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return allocation_fails() ? NULL : __real_calloc(count, size);
+}
+void *__wrap_realloc(void *old, size_t size)
+{
+    return allocation_fails() ? NULL : __real_realloc(old, size);
+}
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+    return allocation_fails() ? NULL : __real_aligned_alloc(alignment, size);
+}
+
+/* -- a small model --------------------------------------------------------- */
+
+enum { VOCAB = 37, HIDDEN = 24, LAYERS = 3, HEADS = 4, KV = 2, DIM = 6, MLP = 20, CONTEXT = 150 };
+
+static const size_t windows[LAYERS] = {0, 9, 0};
+static const uint8_t ropes[LAYERS] = {0, 1, 0};
+static const float slow[DIM / 2] = {1.0f, 0.1f, 0.01f}, fast[DIM / 2] = {1.0f, 0.5f, 0.2f};
+
+/* Every feature at once: two ropes, a window, soft-caps, biases, all norms. */
+static const bon_arch rich = {
+    .vocab = VOCAB, .hidden = HIDDEN, .layers = LAYERS, .heads = HEADS, .kv_heads = KV,
+    .head_dim = DIM, .intermediate = MLP, .max_positions = CONTEXT,
+    .activation = BON_GELU_TANH, .norm_eps = 1e-5f, .norm_offset = 1.0f, .qk_norm = true,
+    .post_norms = true, .qkv_bias = true, .o_bias = true, .mlp_bias = true, .tied = false,
+    .embed_scale = 2.0f, .attn_scale = 0.4f, .attn_softcap = 20.0f, .final_softcap = 30.0f,
+    .window = windows, .rope = ropes, .ropes = 2, .rope_freq = {slow, fast},
+    .rope_scale = {1.0f, 1.0f},
+};
+
+static float noise(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (float)((double)(*state >> 40) / (1 << 24) - 0.5);
+}
+
+static bon_status fill_model(bon_model *model)
+{
+    float data[VOCAB * HIDDEN];
+    uint64_t state = 1;
+    bon_slot slot;
+    size_t layer, rows, cols;
+    while (bon_model_missing(model, &slot, &layer)) {
+        bon_model_shape(model, slot, &rows, &cols);
+        for (size_t i = 0; i < rows * cols; i++) data[i] = noise(&state);
+        const bon_status status = bon_model_set(model, slot, layer, data, BON_F32);
+        if (status != BON_OK) return status;
+    }
+    return BON_OK;
+}
+
+static bon_model *make_model(const bon_arch *arch, bon_dtype dtype, int threads)
+{
+    bon_model *model;
+    CHECK(bon_model_create(arch, dtype, threads, &model) == BON_OK);
+    CHECK(fill_model(model) == BON_OK);
+    return model;
+}
+
+static bon_session *make_session(const bon_model *model, size_t slots, size_t blocks)
+{
+    static const int32_t ends[] = {3, 5};
+    static const uint8_t watch[VOCAB] = {[7] = 1};
+    bon_session *session;
+    const bon_session_limits limits = {slots, blocks, ends, 2, watch};
+    CHECK(bon_session_create(model, &limits, &session) == BON_OK);
+    return session;
+}
+
+static size_t add_prompt(bon_session *session, const int32_t *tokens, size_t len)
+{
+    size_t prompt, bad;
+    CHECK(bon_session_add_prompt(session, tokens, len, &prompt, &bad) == BON_OK);
+    return prompt;
+}
+
+static size_t add_sample(bon_session *session, size_t prompt, uint64_t index)
+{
+    const bon_sample_settings settings = {
+        .key = {.seed = 11, .sample = index}, .how = {1.5f, 0, 1.0, 0.0}, .max_new_tokens = 70};
+    size_t sample;
+    CHECK(bon_session_add_sample(session, prompt, &settings, &sample) == BON_OK);
+    return sample;
+}
+
+static void run_to_end(bon_session *session)
+{
+    size_t sample;
+    while (bon_session_pending(session)) {
+        CHECK(bon_session_run(session, 1000, NULL) == BON_OK);
+        while (bon_session_next_event(session, &sample)) continue;
+    }
+}
+
+static bool same_sample(const bon_session *a, size_t i, const bon_session *b, size_t j)
+{
+    bon_sample_view x, y;
+    CHECK(bon_session_view(a, i, &x) == BON_OK && bon_session_view(b, j, &y) == BON_OK);
+    return x.state == y.state && x.length == y.length
+           && memcmp(x.tokens, y.tokens, x.length * sizeof *x.tokens) == 0
+           && memcmp(x.logp, y.logp, x.length * sizeof *x.logp) == 0
+           && memcmp(x.certainty, y.certainty, x.length * sizeof *x.certainty) == 0;
+}
+
+static int32_t text[140];
+
+/* -- cache ----------------------------------------------------------------- */
+
+static void test_sequences_share_and_copy_blocks(void)
+{
+    bon_cache *cache;
+    CHECK(bon_cache_create(1, 1, 4, 6, &cache) == BON_OK);
+    bon_seq a = {0}, b = {0}, c = {0};
+    const float keys[4] = {1, 2, 3, 4}, other[4] = {5, 6, 7, 8};
+    CHECK(bon_seq_reserve(cache, &a, BON_BLOCK + 1) == BON_OK);
+    CHECK(bon_cache_free_blocks(cache) == 4);
+    bon_cache_write(cache, &a, BON_BLOCK, 0, keys, keys);
+    a.length = BON_BLOCK + 1;
+
+    CHECK(bon_seq_fork(cache, &a, &b) == BON_OK);
+    CHECK(b.blocks[0] == a.blocks[0] && b.blocks[1] != a.blocks[1]);
+    CHECK(bon_cache_free_blocks(cache) == 3);
+    CHECK(bon_cache_keys(cache, b.blocks[1], 0, 0)[16] == 2);
+    bon_cache_write(cache, &b, BON_BLOCK, 0, other, other);
+    CHECK(bon_cache_keys(cache, a.blocks[1], 0, 0)[16] == 2);
+    CHECK(bon_cache_values(cache, b.blocks[1], 0, 0)[3] == 8);
+
+    CHECK(bon_seq_reserve(cache, &c, 4 * BON_BLOCK) == BON_ERR_FULL);
+    CHECK(c.count == 0 && bon_cache_free_blocks(cache) == 3);
+    bon_seq_free(cache, &a);
+    CHECK(bon_cache_free_blocks(cache) == 4); /* the shared block is b's */
+    CHECK(bon_seq_reserve(cache, &c, 4 * BON_BLOCK) == BON_OK);
+    CHECK(bon_seq_fork(cache, &b, &a) == BON_ERR_FULL && a.count == 0);
+    bon_seq_free(cache, &b);
+    bon_seq_free(cache, &c);
+    CHECK(bon_cache_free_blocks(cache) == 6);
+    bon_cache_destroy(cache);
+}
+
+static void test_cache_sizes_that_overflow_are_refused(void)
+{
+    bon_cache *cache;
+    CHECK(bon_cache_block_bytes(SIZE_MAX / 2, 8, 64) == 0);
+    CHECK(bon_cache_create(SIZE_MAX / 2, 8, 64, 1, &cache) == BON_ERR_DOMAIN);
+    CHECK(bon_cache_create((size_t)1 << 40, 8, 64, 1 << 20, &cache) == BON_ERR_MEMORY);
+    CHECK(cache == NULL);
+    bon_cache_destroy(NULL);
+}
+
+/* -- sessions -------------------------------------------------------------- */
+
+static void test_a_sample_has_the_same_bits_wherever_it_runs(bon_dtype dtype)
+{
+    bon_model *model = make_model(&rich, dtype, 1), *two = make_model(&rich, dtype, 2);
+    bon_session *crowd = make_session(model, 8, 1000);
+    const size_t short_prompt = add_prompt(crowd, text, 5), prompt = add_prompt(crowd, text, 50);
+    size_t many[9];
+    for (uint64_t i = 0; i < 9; i++) {
+        add_sample(crowd, short_prompt, i);
+        many[i] = add_sample(crowd, prompt, i);
+    }
+    run_to_end(crowd);
+    bon_session_stats stats;
+    bon_session_get_stats(crowd, &stats);
+    CHECK(stats.prompt_tokens == 55 && stats.free_blocks == 1000 && stats.live == 0);
+    for (uint64_t i = 0; i < 9; i++) {
+        /* Five blocks: the prompt's two and three for one sample at a time. */
+        bon_session *alone = make_session(i % 2 ? model : two, 4, 5);
+        const size_t sample = add_sample(alone, add_prompt(alone, text, 50), i);
+        run_to_end(alone);
+        CHECK(same_sample(alone, sample, crowd, many[i]));
+        bon_session_destroy(alone);
+    }
+    CHECK(!same_sample(crowd, many[0], crowd, many[1]));
+    bon_session_destroy(crowd);
+    bon_model_destroy(model);
+    bon_model_destroy(two);
+}
+
+static void test_drawn_logp_equals_scored_logp(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 2);
+    bon_session *session = make_session(model, 8, 1000);
+    const size_t prompt = add_prompt(session, text, 40);
+    int32_t tokens[8 * 70];
+    float drawn[8 * 70], scored[8 * 70];
+    size_t lengths[8], total = 0, bad;
+    for (uint64_t i = 0; i < 8; i++) add_sample(session, prompt, i);
+    run_to_end(session);
+    for (size_t i = 0; i < 8; i++) {
+        bon_sample_view view;
+        CHECK(bon_session_view(session, i, &view) == BON_OK);
+        lengths[i] = view.length;
+        memcpy(tokens + total, view.tokens, view.length * sizeof *tokens);
+        memcpy(drawn + total, view.logp, view.length * sizeof *drawn);
+        total += view.length;
+    }
+    CHECK(bon_score_logp(model, text, 40, tokens, lengths, 8, 1.0f, NULL, scored, &bad)
+          == BON_OK);
+    for (size_t i = 0; i < total; i++) CHECK(fabsf(drawn[i] - scored[i]) < 1e-4f);
+    /* A completion longer than a chunk goes another way; prefixes agree. */
+    const size_t one = 120, two[2] = {30, 40};
+    float of_long[120], of_short[70];
+    CHECK(bon_score_logp(model, text, 3, text, &one, 1, 2.0f, NULL, of_long, &bad) == BON_OK);
+    CHECK(bon_score_logp(model, text, 3, text, two, 2, 2.0f, NULL, of_short, &bad) == BON_OK);
+    CHECK(memcmp(of_long, of_short, 30 * sizeof(float)) == 0);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_a_question_leaves_no_trace(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *asked = make_session(model, 8, 40), *left = make_session(model, 8, 40);
+    const size_t p = add_prompt(asked, text, 33), q = add_prompt(left, text, 33);
+    size_t live[8], count = 0;
+    for (uint64_t i = 0; i < 6; i++) {
+        add_sample(asked, p, i);
+        add_sample(left, q, i);
+    }
+    const int32_t question[4] = {9, 8, 9, 10}, named[2] = {1, 2};
+    float logp[16], *logits = malloc(8 * VOCAB * sizeof *logits);
+    for (int round = 0; round < 40 && bon_session_pending(asked); round++) {
+        size_t sample;
+        CHECK(bon_session_run(asked, 1, NULL) == BON_OK);
+        while (bon_session_next_event(asked, &sample)) continue;
+        count = 0;
+        for (size_t i = 0; i < 6; i++) {
+            bon_sample_view view;
+            CHECK(bon_session_view(asked, i, &view) == BON_OK);
+            if (view.state == BON_LIVE && view.length < 60) live[count++] = i;
+        }
+        if (count == 0) continue;
+        CHECK(bon_session_ask(asked, live, count, question, 4, named, 2, NULL, logp, logits)
+              == BON_OK);
+        bon_sample_view view; /* the same question to a fresh text */
+        CHECK(bon_session_view(asked, live[0], &view) == BON_OK);
+        int32_t whole[33 + 70 + 4];
+        float *fresh = malloc((33 + view.length + 4) * VOCAB * sizeof *fresh);
+        size_t bad, len = 33;
+        memcpy(whole, text, 33 * sizeof *text);
+        memcpy(whole + len, view.tokens, view.length * sizeof *whole);
+        memcpy(whole + len + view.length, question, sizeof question);
+        len += view.length + 4;
+        CHECK(bon_score_logits(model, whole, len, NULL, fresh, &bad) == BON_OK);
+        for (size_t v = 0; v < VOCAB; v++)
+            CHECK(fabsf(fresh[(len - 1) * VOCAB + v] - logits[v]) < 1e-4f);
+        free(fresh);
+    }
+    run_to_end(asked);
+    run_to_end(left);
+    for (size_t i = 0; i < 6; i++) CHECK(same_sample(asked, i, left, i));
+    bon_session_stats stats;
+    bon_session_get_stats(asked, &stats);
+    CHECK(stats.free_blocks == 40);
+    live[0] = 0; /* has ended */
+    CHECK(bon_session_ask(asked, live, 1, question, 4, named, 2, NULL, logp, logits)
+          == BON_ERR_DOMAIN);
+    free(logits);
+    bon_session_destroy(asked);
+    bon_session_destroy(left);
+    bon_model_destroy(model);
+}
+
+static int stop_at_zero(void *arg) { return (*(long *)arg)-- == 0; }
+
+static void test_interrupts_lose_nothing(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *calm = make_session(model, 3, 40);
+    size_t prompt = add_prompt(calm, text, 140), sample;
+    for (uint64_t i = 0; i < 5; i++) add_sample(calm, prompt, i);
+    run_to_end(calm);
+    for (long at = 0; at < 60; at += 1 + at / 8) {
+        bon_session *session = make_session(model, 3, 40);
+        prompt = add_prompt(session, text, 140);
+        for (uint64_t i = 0; i < 5; i++) add_sample(session, prompt, i);
+        long countdown = at;
+        const bon_poll poll = {stop_at_zero, &countdown};
+        bon_status status;
+        do {
+            status = bon_session_run(session, 1000, &poll);
+            while (bon_session_next_event(session, &sample)) continue;
+        } while (status == BON_OK && bon_session_pending(session));
+        CHECK(status == BON_ERR_INTERRUPTED);
+        run_to_end(session);
+        for (size_t i = 0; i < 5; i++) CHECK(same_sample(session, i, calm, i));
+        bon_session_destroy(session);
+    }
+    bon_session_destroy(calm);
+    bon_model_destroy(model);
+}
+
+static void test_ended_samples_free_slot_and_cache_at_once(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *session = make_session(model, 2, 8); /* room for two samples at most */
+    const size_t prompt = add_prompt(session, text, 20);
+    size_t sample;
+    for (uint64_t i = 0; i < 4; i++) add_sample(session, prompt, i);
+    CHECK(bon_session_run(session, 1, NULL) == BON_OK);
+    while (bon_session_next_event(session, &sample)) continue;
+    bon_session_stats before, after;
+    bon_session_get_stats(session, &before);
+    CHECK(before.live == 2 && before.waiting == 2);
+    CHECK(bon_session_end_sample(session, 0, BON_PRUNED, 1) == BON_OK);
+    CHECK(bon_session_end_sample(session, 3, BON_ABORTED, 0) == BON_OK); /* was waiting */
+    bon_session_get_stats(session, &after);
+    CHECK(after.live == 1 && after.waiting == 1 && after.free_blocks == before.free_blocks + 3);
+    CHECK(bon_session_end_sample(session, 0, BON_PRUNED, 0) == BON_ERR_DOMAIN);
+    CHECK(bon_session_end_sample(session, 1, BON_LIVE, 0) == BON_ERR_DOMAIN);
+    CHECK(bon_session_end_sample(session, 99, BON_PRUNED, 0) == BON_ERR_DOMAIN);
+    CHECK(bon_session_next_event(session, &sample) && sample == 0);
+    CHECK(bon_session_next_event(session, &sample) && sample == 3);
+    CHECK(bon_session_run(session, 1, NULL) == BON_OK);
+    bon_session_get_stats(session, &after);
+    CHECK(after.live == 2 && after.waiting == 0); /* the waiting one has entered */
+    bon_sample_view view;
+    CHECK(bon_session_view(session, 0, &view) == BON_OK && view.length == 1);
+    bon_session_forget(session, 0);
+    CHECK(bon_session_view(session, 0, &view) == BON_OK && view.length == 0);
+    bon_session_destroy(session); /* with live samples */
+    bon_model_destroy(model);
+}
+
+static void test_bad_calls_are_refused(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *session = make_session(model, 2, 3);
+    const int32_t unknown[3] = {1, 2, VOCAB};
+    size_t prompt, sample, bad;
+    CHECK(bon_session_add_prompt(session, unknown, 3, &prompt, &bad) == BON_ERR_DOMAIN && bad == 2);
+    CHECK(bon_session_add_prompt(session, text, 0, &prompt, &bad) == BON_ERR_DOMAIN);
+    CHECK(bon_session_add_prompt(session, text, CONTEXT + 1, &prompt, &bad) == BON_ERR_DOMAIN);
+    prompt = add_prompt(session, text, 40);
+    bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 0};
+    CHECK(bon_session_add_sample(session, prompt, &settings, &sample) == BON_ERR_DOMAIN);
+    settings.max_new_tokens = 5;
+    CHECK(bon_session_add_sample(session, 7, &settings, &sample) == BON_ERR_DOMAIN);
+    settings.how.top_p = 0.0;
+    CHECK(bon_session_add_sample(session, prompt, &settings, &sample) == BON_ERR_DOMAIN);
+    add_sample(session, prompt, 0); /* needs two blocks and three: there are three */
+    CHECK(bon_session_run(session, 1, NULL) == BON_ERR_FULL);
+    CHECK(bon_session_end_sample(session, 0, BON_ABORTED, 0) == BON_OK);
+    CHECK(!bon_session_pending(session));
+
+    float logits[VOCAB], logp[4];
+    const size_t fits = CONTEXT + 1 - 40, too_long = fits + 1;
+    CHECK(bon_score_logits(model, unknown, 3, NULL, logits, &bad) == BON_ERR_DOMAIN && bad == 2);
+    CHECK(bon_score_logp(model, text, 40, unknown, &(size_t){3}, 1, 1.0f, NULL, logp, &bad)
+              == BON_ERR_DOMAIN && bad == 42);
+    CHECK(bon_score_logp(model, text, 40, text, &too_long, 1, 1.0f, NULL, logp, &bad)
+              == BON_ERR_DOMAIN && bad == SIZE_MAX);
+    CHECK(bon_score_logp(model, text, 1, text, &(size_t){1}, 1, 0.0f, NULL, logp, &bad)
+          == BON_ERR_DOMAIN);
+
+    bon_arch wrong = rich;
+    bon_model *none;
+    wrong.kv_heads = 3;
+    CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN && none == NULL);
+    wrong = rich;
+    wrong.head_dim = 7;
+    CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN);
+    CHECK(bon_model_set(model, BON_Q, LAYERS, logits, BON_F32) == BON_ERR_DOMAIN);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_a_sample_ends_with_the_context(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    const bon_session_limits limits = {.slots = 4, .cache_blocks = 100};
+    bon_session *session;
+    CHECK(bon_session_create(model, &limits, &session) == BON_OK);
+    int32_t full[CONTEXT];
+    for (size_t i = 0; i < CONTEXT; i++) full[i] = text[i % 100];
+    const size_t nearly = add_sample(session, add_prompt(session, text, 140), 0);
+    const size_t none = add_sample(session, add_prompt(session, full, CONTEXT), 0);
+    run_to_end(session);
+    bon_sample_view view;
+    CHECK(bon_session_view(session, nearly, &view) == BON_OK);
+    CHECK(view.state == BON_LENGTH && view.length == CONTEXT - 140);
+    CHECK(bon_session_view(session, none, &view) == BON_OK);
+    CHECK(view.state == BON_LENGTH && view.length == 0);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+/* -- every allocation fails once ------------------------------------------- */
+
+static bon_status draw_and_score(void)
+{
+    bon_model *model = NULL;
+    bon_session *session = NULL;
+    bon_status status = bon_model_create(&rich, BON_F32, 1, &model);
+    if (status == BON_OK) status = fill_model(model);
+    const bon_session_limits limits = {.slots = 3, .cache_blocks = 30};
+    if (status == BON_OK) status = bon_session_create(model, &limits, &session);
+    size_t prompt, sample, bad;
+    if (status == BON_OK) status = bon_session_add_prompt(session, text, 10, &prompt, &bad);
+    const bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 6};
+    for (int i = 0; i < 20 && status == BON_OK; i++)
+        status = bon_session_add_sample(session, prompt, &settings, &sample);
+    if (status == BON_OK) status = bon_session_run(session, 2, NULL);
+    const size_t asked = 0;
+    float logp[20];
+    if (status == BON_OK)
+        status = bon_session_ask(session, &asked, 1, text, 2, text, 1, NULL, logp, NULL);
+    while (status == BON_OK && bon_session_pending(session)) {
+        status = bon_session_run(session, 100, NULL);
+        while (bon_session_next_event(session, &sample)) continue;
+    }
+    if (status == BON_OK)
+        status = bon_score_logp(model, text, 5, text, &(size_t){20}, 1, 1.0f, NULL, logp, &bad);
+    allocations_left = -1;
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+    return status;
+}
+
+static void test_no_failed_allocation_leaks_or_crashes(void)
+{
+    long fail_at = 0;
+    for (;; fail_at++) {
+        allocations_left = fail_at;
+        const bon_status status = draw_and_score();
+        if (status == BON_OK) break;
+        CHECK(status == BON_ERR_MEMORY);
+    }
+    CHECK(fail_at > 60);
+}
+
+int main(void)
+{
+    uint64_t state = 99;
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++)
+        text[i] = (int32_t)((double)(noise(&state) + 0.5f) * VOCAB);
+    test_sequences_share_and_copy_blocks();
+    test_cache_sizes_that_overflow_are_refused();
+    test_a_sample_has_the_same_bits_wherever_it_runs(BON_F32);
+    test_a_sample_has_the_same_bits_wherever_it_runs(BON_BF16);
+    test_drawn_logp_equals_scored_logp();
+    test_a_question_leaves_no_trace();
+    test_interrupts_lose_nothing();
+    test_ended_samples_free_slot_and_cache_at_once();
+    test_bad_calls_are_refused();
+    test_a_sample_ends_with_the_context();
+    test_no_failed_allocation_leaks_or_crashes();
+    return 0;
+}
