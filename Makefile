@@ -44,8 +44,8 @@ build/ctest/onednn:
 	@mkdir -p $(@D)
 	$(PYTHON) setup.py -q onednn > $@
 
-# These two know no processor: they choose their kernels at run time.
-build/ctest/estimators.o build/ctest/select.o: ENGINE =
+# These know no processor: they choose their kernels at run time.
+build/ctest/estimators.o build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
 
 build/ctest/%.o: csrc/%.c $(wildcard csrc/*.h) build/ctest/onednn
 	$(CC) $(WARN) $(SAN) $(ENGINE) -c -o $@ $< @build/ctest/onednn
@@ -75,7 +75,7 @@ sanitized:
 
 fuzz: build/ctest/fuzz_weights sanitized
 	./build/ctest/fuzz_weights
-	$(SANITIZED) tests/test_fuzz.py
+	BON_FUZZ=10000 $(SANITIZED) tests/test_fuzz.py
 	@rm -f bonaware/*.so
 
 lint:

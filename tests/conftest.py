@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from tiny import cached_checkpoint
 
+import bonaware
+
 ROOT = Path(__file__).parents[1]
+
+# Python processes that a test starts import the same package as the test: never the sources in
+# the working directory, unless these are what is tested (`python -m pytest`, see Makefile).
+os.environ["PYTHONSAFEPATH"] = "1"
+if Path(bonaware.__file__).parents[1] == ROOT:
+    os.environ["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture(scope="session")

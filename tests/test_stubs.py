@@ -25,6 +25,6 @@ def test_stubs_agree_with_the_modules(tmp_path):
 
 def search_path() -> dict[str, str]:
     """mypy finds installed packages by itself, but not the package of a source tree."""
-    if "site-packages" in PACKAGE.parts or "dist-packages" in PACKAGE.parts:
+    if {"site-packages", "dist-packages"}.intersection(PACKAGE.parts):
         return {}
-    return {"MYPYPATH": str(PACKAGE.parent), "PYTHONPATH": str(PACKAGE.parent)}
+    return {"MYPYPATH": str(PACKAGE.parent)}
