@@ -368,8 +368,7 @@ class Drawing(Iterator[Sample]):
             "temperature": np.asarray(temperature, float).tolist(), "top_k": top_k,
             "top_p": top_p, "min_p": min_p,
             "max_new_tokens": _count("max_new_tokens", max_new_tokens),
-            "stop_strings": [stop_strings] if isinstance(stop_strings, str) else
-            list(stop_strings),
+            "stop_strings": _strings("stop_strings", stop_strings),
             "seed": seed_of(rng), "eos_token_ids": list(lm.eos_token_ids),
         }
         _check_truncation(top_k, top_p, min_p)
@@ -433,9 +432,13 @@ class Drawing(Iterator[Sample]):
         samples = {}
         s = self.settings
         for request, temperatures in zip(self.requests, self._temperatures, strict=True):
-            prompt = self._session.add_prompt(_as_ids(request.tokens, "a prompt"))
+            try:
+                prompt = self._session.add_prompt(_as_ids(request.tokens, "the prompt"))
+            except ValueError as error:
+                raise ValueError(f"prompt {request.prompt}: {error}") from None
             numbers = self._session.add_samples(
-                prompt, np.array(request.indices, np.uint64), temperatures, s["top_k"] or 0,
+                prompt, np.array(request.indices, np.uint64),
+                temperatures.astype(np.float32), s["top_k"] or 0,
                 1.0 if s["top_p"] is None else s["top_p"], s["min_p"] or 0.0,
                 s["max_new_tokens"], s["seed"], request.repeat)
             for number, index, t in zip(numbers, request.indices, temperatures, strict=True):
@@ -449,6 +452,8 @@ class Drawing(Iterator[Sample]):
                 events = session.run(STEPS)
                 self._seconds = time.monotonic() - self._started
                 for number, state in events:
+                    if number not in self._samples:
+                        continue  # ended by a stop string: finished when that was seen
                     if state != "live" or self._stop_string_ends(number):
                         yield self._finish(number)
             yield from self._finish_all(session.events())
@@ -586,7 +591,7 @@ def _one_per_prompt(prompts: Any) -> list[Prompt]:
 
 def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDArray[np.float64]:
     """Temperatures by absolute sample index, from one per drawn sample."""
-    array = np.asarray(temperature, float)
+    array = _floats("temperature", temperature)
     if array.ndim == 0:
         return float(array)
     if array.shape != (n,):
@@ -595,30 +600,49 @@ def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDA
     return np.concatenate([np.full(start, array[0]), array])
 
 
-def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[np.float32]:
+def _floats(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from None
+
+
+def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[np.float64]:
     """One temperature per requested sample, checked."""
-    array = np.asarray(temperature, np.float32)
+    array = _floats("temperature", temperature)
     indices = np.asarray(request.indices, np.int64)
     if array.ndim == 1 and indices.size and indices.max() >= array.size:
         raise ValueError(f"temperature has {array.size} entries, but sample {indices.max()} of "
                          f"prompt {request.prompt} is requested")
     values = np.ascontiguousarray(np.broadcast_to(array, indices.shape) if array.ndim == 0
                                   else array[indices])
-    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    with np.errstate(over="ignore"):
+        used = values.astype(np.float32)  # what the engine computes with
+    bad = np.flatnonzero(~(np.isfinite(used) & (used >= 0)))
     if bad.size:
         raise ValueError(f"need a finite temperature >= 0, got {values[bad[0]]}")
-    if (values == 0).sum() > 1:
+    if (used == 0).sum() > 1:
         raise ValueError(
             f"at temperature 0 every sample of a prompt is the same: need at most one such "
-            f"sample per prompt, but prompt {request.prompt} has {(values == 0).sum()}; "
+            f"sample per prompt, but prompt {request.prompt} has {(used == 0).sum()}; "
             "use n=1 or a temperature above 0"
         )
     return values
 
 
+def _strings(name: str, value: Any) -> list[str]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
+        raise TypeError(f"{name} must be a string or a sequence of strings, got {value!r}")
+    return list(strings)
+
+
 def _check_truncation(top_k: int | None, top_p: float | None, min_p: float | None) -> None:
     if top_k is not None:
         _count("top_k", top_k)
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None and _floats(name, value).ndim:
+            raise TypeError(f"{name} must be a number, got {value!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"need 0 < top_p <= 1 (or None), got {top_p}")
     if min_p is not None and not 0 <= min_p <= 1:
