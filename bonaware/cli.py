@@ -355,15 +355,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "bonaware evaluate --model FOLDER --task NAME [options]\n"
+        "       bonaware evaluate --samples FILE [options]"
+    )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
-    what.add_argument("--task", metavar="NAME", help="see bonaware.tasks.available()")
+    what.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
     what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
                       default=[], help="an option of the task; may be repeated")  # fmt: skip
     what.add_argument("--split", default="test", help="default: test")
     what.add_argument("--limit", type=int, metavar="P", help="the first P problems only")
     what.add_argument("--verifier", metavar="NAME", action="append",
-                      help="select by it; may be repeated (default: likelihood)")  # fmt: skip
+                      help=f"select by it: {', '.join(bonaware.verifiers.available())}; may be "
+                      "repeated (default: likelihood)")  # fmt: skip
     _model_arguments(parser, n=32)
     where = parser.add_argument_group("where it goes")
     where.add_argument("--store", metavar="FILE", help="default: MODEL-TASK-SETTINGS.sqlite")
@@ -382,6 +387,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "bonaware generate --model FOLDER [options] [PROMPT ...]"
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="default: standard input")
     parser.add_argument("--model", metavar="FOLDER", required=True, help="a Hugging Face folder")
     parser.add_argument("--file", metavar="FILE", help="one prompt per line; .jsonl: rows with "
@@ -397,10 +403,13 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int) -> None:
     group.add_argument("--n", type=int, default=n, help=f"samples per prompt (default: {n})")
     group.add_argument("--temperature", type=_temperature, default=1.0, metavar="T[,T,...]",
                        help="one, or one per sample (default: 1)")  # fmt: skip
-    group.add_argument("--top-k", type=int, metavar="K")
-    group.add_argument("--top-p", type=float, metavar="P")
-    group.add_argument("--min-p", type=float, metavar="P")
-    group.add_argument("--max-new-tokens", type=int, metavar="T")
+    group.add_argument("--top-k", type=int, metavar="K", help="of the K likeliest tokens only")
+    group.add_argument("--top-p", type=float, metavar="P",
+                       help="of the likeliest tokens that together have probability P")  # fmt: skip
+    group.add_argument("--min-p", type=float, metavar="P",
+                       help="of tokens with at least P times the largest probability")  # fmt: skip
+    group.add_argument("--max-new-tokens", type=int, metavar="T",
+                       help="default: the task's, or 256")  # fmt: skip
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="STRING",
                        help="end a sample here; may be repeated")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="default: 0")

@@ -355,8 +355,8 @@ def _draw(
     progress: Progress,
 ) -> bool:
     """Put every finished sample into the store and into kept; False after Ctrl-C."""
-    with Bar(total, progress, done=len(kept)) as bar:
-        try:
+    try:
+        with Bar(total, progress, done=len(kept)) as bar:
             for sample in drawing or ():
                 if sample.finish_reason == "aborted":
                     continue
@@ -364,13 +364,13 @@ def _draw(
                     db.add(sample)
                 kept.append(sample)
                 bar(sample)
-        except KeyboardInterrupt:
-            kept_in = "in memory" if db is None else f"in {db.path}; the same call goes on there"
-            warnings.warn(
-                f"interrupted: {len(kept)} of {total} samples are finished and kept {kept_in}",
-                stacklevel=3,
-            )
-            return False
+    except KeyboardInterrupt:
+        kept_in = "in memory" if db is None else f"in {db.path}; the same call goes on from there"
+        warnings.warn(
+            f"interrupted: {len(kept)} of {total} samples are finished and kept {kept_in}",
+            stacklevel=3,
+        )
+        return False
     return True
 
 
