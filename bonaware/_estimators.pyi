@@ -1,0 +1,17 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def pass_at_k(
+    n: NDArray[np.int64], c: NDArray[np.int64], k: NDArray[np.int64], /
+) -> NDArray[np.float64]: ...
+def best_of_k(
+    scores: NDArray[np.float64], rewards: NDArray[np.float64], k: NDArray[np.int64], /
+) -> NDArray[np.float64]: ...
+def majority_at_k(
+    codes: NDArray[np.int64],
+    weights: NDArray[np.float64] | None,
+    rewards: NDArray[np.float64],
+    k: NDArray[np.int64],
+    seed: int,
+    /,
+) -> NDArray[np.float64]: ...

@@ -1,0 +1,343 @@
+/* py_estimators.c - the Python module bonaware._estimators.
+ *
+ * This file knows Python and no mathematics; estimators.c and majority.c know
+ * mathematics and no Python. The division of labour with bonaware/estimators.py
+ * is: Python converts, C checks.
+ */
+#include "py_common.h"
+
+#include "estimators.h"
+#include "majority.h"
+#include "py_votes.h"
+
+/* -- helpers --------------------------------------------------------------- */
+
+/* Doubles of the table of bon_pass_at_k, and the rows for which filling it once
+ * more does not show. */
+#define PASS_TABLE ((size_t)1 << 16)
+#define PASS_ROWS ((size_t)4096)
+
+/* Doubles of a table of rank weights, if eight values of k fit. */
+#define RANK_TABLE ((size_t)1 << 20)
+
+/* The values of k as an array with all of them in 1 .. n, or NULL with an
+ * exception set. */
+static PyArrayObject *as_ks(PyObject *obj, npy_intp n, int64_t *k_max)
+{
+    PyArrayObject *ks = as_array(obj, NPY_INT64, 1, "k");
+    if (ks == NULL) return NULL;
+    const int64_t *data = PyArray_DATA(ks);
+    *k_max = 1;
+    for (npy_intp j = 0; j < PyArray_DIM(ks, 0); j++) {
+        const int64_t k = data[j];
+        if (k < 1 || k > n) {
+            PyErr_Format(PyExc_ValueError,
+                         "need 1 <= k <= n, got k=%lld with n=%zd samples", (long long)k,
+                         n);
+            return NULL;
+        }
+        if (k > *k_max) *k_max = k;
+    }
+    return ks;
+}
+
+/* -- functions ------------------------------------------------------------- */
+
+/* Every function has the same four parts: parse, check, compute in chunks
+ * without the GIL, and one exit at done that drops whatever this function
+ * owns. On success the result is a second reference to out. */
+
+PyDoc_STRVAR(pass_at_k_doc,
+"pass_at_k(n, c, k, /)\n--\n\n"
+"See bonaware.estimators.pass_at_k. n, c: int64 [len]; k: int64 [nk].\n"
+"Returns float64 [len, nk].");
+
+static PyObject *py_pass_at_k(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *n_obj, *c_obj, *k_obj;
+    if (!PyArg_ParseTuple(args, "OOO:pass_at_k", &n_obj, &c_obj, &k_obj)) return NULL;
+
+    PyArrayObject *n, *c, *k;
+    if ((n = as_array(n_obj, NPY_INT64, 1, "n")) == NULL
+        || (c = as_array(c_obj, NPY_INT64, 1, "c")) == NULL
+        || (k = as_array(k_obj, NPY_INT64, 1, "k")) == NULL)
+        return NULL;
+    npy_intp dims[2] = {PyArray_DIM(n, 0), PyArray_DIM(k, 0)};
+    if (PyArray_DIM(c, 0) != dims[0])
+        return PyErr_Format(PyExc_ValueError,
+                            "n and c must have equal length, got %zd and %zd", dims[0],
+                            PyArray_DIM(c, 0));
+    const size_t len = (size_t)dims[0], nk = (size_t)dims[1];
+    const int64_t *n_data = PyArray_DATA(n), *c_data = PyArray_DATA(c);
+    const int64_t *ks = PyArray_DATA(k);
+    int64_t k_max = 1;
+    for (size_t j = 0; j < nk; j++) {
+        if (ks[j] < 1)
+            return PyErr_Format(PyExc_ValueError, "k must be >= 1, got %lld",
+                                (long long)ks[j]);
+        if (ks[j] > k_max) k_max = ks[j];
+    }
+
+    PyObject *result = NULL, *out = NULL;
+    double *table = PyMem_New(double, PASS_TABLE);
+    if (table == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
+    if (out == NULL) goto done;
+
+    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    size_t chunk = rows_per_chunk(nk * (size_t)k_max);
+    if (chunk < PASS_ROWS) chunk = PASS_ROWS;
+    for (size_t at = 0; at < len; at += chunk) {
+        size_t bad = 0;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_pass_at_k(n_data + at, c_data + at, min_size(chunk, len - at), ks, nk,
+                               table, PASS_TABLE, out_data + at * nk, &bad);
+        Py_END_ALLOW_THREADS
+        if (status != BON_OK) {
+            bad += at;
+            PyErr_Format(PyExc_ValueError,
+                         "need 0 <= c <= n and k <= n <= 2**53, but problem "
+                         "%zu has n=%lld, c=%lld, k=%lld",
+                         bad, (long long)n_data[bad], (long long)c_data[bad],
+                         (long long)k_max);
+            goto done;
+        }
+        if (PyErr_CheckSignals() < 0) goto done;
+    }
+    result = Py_NewRef(out);
+
+done:
+    Py_XDECREF(out);
+    PyMem_Free(table);
+    return result;
+}
+
+/* -- best-of-k ------------------------------------------------------------- */
+
+/* The arrays of one call, borrowed, and its scratch. */
+typedef struct {
+    const double *scores, *rewards;
+    size_t rows, n;
+    double *weights, *scratch;
+} ranked;
+
+/* Columns ks[0 .. nk-1] of out, with `stride` doubles from row to row.
+ * Returns 0, or -1 with an exception set. */
+static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *out,
+                        size_t stride)
+{
+    bon_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bon_rank_weights(in->n, ks, nk, in->weights);
+    Py_END_ALLOW_THREADS
+    if (status != BON_OK) {
+        PyErr_Format(PyExc_ValueError, "need n <= 2**30 samples in a row, got %zu", in->n);
+        return -1;
+    }
+    const size_t chunk = rows_per_chunk(in->n * (nk + 32) / 8);
+    for (size_t at = 0; at < in->rows; at += chunk) {
+        size_t bad = 0;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_best_of_k(in->scores + at * in->n, in->rewards + at * in->n,
+                               min_size(chunk, in->rows - at), in->n, ks, nk, in->weights,
+                               in->scratch, out + at * stride, stride, &bad);
+        Py_END_ALLOW_THREADS
+        if (status != BON_OK) {
+            PyErr_Format(PyExc_ValueError,
+                         "scores and rewards must be finite, but row %zu, column %zu is not",
+                         at + bad / in->n, bad % in->n);
+            return -1;
+        }
+        if (PyErr_CheckSignals() < 0) return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(best_of_k_doc,
+"best_of_k(scores, rewards, k, /)\n--\n\n"
+"See bonaware.estimators.best_of_k. scores, rewards: float64 [rows, n], scores is\n"
+"rewards for a perfect selector; k: int64 [nk]. Returns float64 [rows, nk].");
+
+static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *scores_obj, *rewards_obj, *k_obj;
+    if (!PyArg_ParseTuple(args, "OOO:best_of_k", &scores_obj, &rewards_obj, &k_obj))
+        return NULL;
+
+    PyArrayObject *scores, *rewards, *k;
+    int64_t k_max;
+    if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
+        || (rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
+        || !same_shape(scores, "scores", rewards, "rewards")
+        || (k = as_ks(k_obj, PyArray_DIM(rewards, 1), &k_max)) == NULL)
+        return NULL;
+    npy_intp dims[2] = {PyArray_DIM(rewards, 0), PyArray_DIM(k, 0)};
+    ranked in = {.scores = PyArray_DATA(scores), .rewards = PyArray_DATA(rewards),
+                 .rows = (size_t)dims[0], .n = (size_t)PyArray_DIM(rewards, 1)};
+
+    /* As many columns at a time as keep the table of weights small. */
+    const size_t nk = (size_t)dims[1];
+    const size_t fit = in.n > 0 ? RANK_TABLE / in.n / 8 * 8 : 8;
+    const size_t columns = min_size(nk, fit > 8 ? fit : 8);
+
+    PyObject *result = NULL, *out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
+    if (out == NULL) goto done;
+    if (in.rows == 0 || nk == 0) {
+        result = Py_NewRef(out);
+        goto done;
+    }
+    in.weights = PyMem_New(double, in.n * bon_rank_stride(columns));
+    in.scratch = PyMem_New(double, bon_best_of_k_scratch(in.n));
+    if (in.weights == NULL || in.scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    const int64_t *ks = PyArray_DATA(k);
+    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    for (size_t at = 0; at < nk; at += columns)
+        if (best_columns(&in, ks + at, min_size(columns, nk - at), out_data + at, nk) < 0)
+            goto done;
+    result = Py_NewRef(out);
+
+done:
+    Py_XDECREF(out);
+    PyMem_Free(in.weights);
+    PyMem_Free(in.scratch);
+    return result;
+}
+
+/* -- majority@k ------------------------------------------------------------ */
+
+/* Steps of one row: see the costs in majority.h. */
+static size_t majority_steps(size_t n, int weighted)
+{
+    return weighted || n > BON_MAX_EXACT_VOTES ? BON_RESAMPLES * 4 * n : n * n;
+}
+
+static void raise_majority(const int64_t *codes, const double *weights, size_t n,
+                           size_t bad, bon_status status, int64_t k_max)
+{
+    const size_t row = bad / n;
+    if (raise_vote(codes, weights, n, bad)) return;
+    if (status == BON_ERR_NOT_FINITE)
+        PyErr_Format(PyExc_ValueError,
+                     "rewards must be finite, but row %zu, column %zu is not", row, bad % n);
+    else if (count_samples(codes + row * n, n) < (size_t)k_max)
+        PyErr_Format(PyExc_ValueError,
+                     "need 1 <= k <= n, but row %zu has n=%zu samples, k=%lld", row,
+                     count_samples(codes + row * n, n), (long long)k_max);
+    else
+        raise_overflow(row);
+}
+
+PyDoc_STRVAR(majority_at_k_doc,
+"majority_at_k(codes, weights, rewards, k, seed, /)\n--\n\n"
+"See bonaware.estimators.majority_at_k. codes: int64 [rows, n], -1 does not vote,\n"
+"-2 is no sample; weights: float64 [rows, n] or None; rewards: float64 [rows, n];\n"
+"k: int64 [nk]; seed: 0 <= int < 2**64. Returns float64 [rows, nk].");
+
+static PyObject *py_majority_at_k(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *codes_obj, *weights_obj, *rewards_obj, *k_obj;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "OOOOK:majority_at_k", &codes_obj, &weights_obj,
+                          &rewards_obj, &k_obj, &seed))
+        return NULL;
+
+    PyArrayObject *codes, *weights = NULL, *rewards, *k;
+    int64_t k_max;
+    if ((codes = as_array(codes_obj, NPY_INT64, 2, "codes")) == NULL
+        || (weights_obj != Py_None
+            && ((weights = as_array(weights_obj, NPY_DOUBLE, 2, "weights")) == NULL
+                || !same_shape(codes, "codes", weights, "weights")))
+        || (rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
+        || !same_shape(codes, "codes", rewards, "rewards")
+        || (k = as_ks(k_obj, PyArray_DIM(codes, 1), &k_max)) == NULL)
+        return NULL;
+    npy_intp dims[2] = {PyArray_DIM(codes, 0), PyArray_DIM(k, 0)};
+    const size_t rows = (size_t)dims[0], nk = (size_t)dims[1];
+    const size_t n = (size_t)PyArray_DIM(codes, 1);
+    if (n > BON_MAX_VOTES)
+        return PyErr_Format(PyExc_ValueError, "need n <= 2**28 samples in a row, got %zu", n);
+
+    PyObject *result = NULL;
+    double *table = PyMem_New(double, bon_majority_table(n));
+    void *scratch = PyMem_Malloc(bon_majority_scratch(n, weights != NULL));
+    PyObject *out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
+    if (table == NULL || scratch == NULL) PyErr_NoMemory();
+    if (table == NULL || scratch == NULL || out == NULL) goto done;
+
+    bon_fill_majority_table(n, table);
+    const int64_t *codes_data = PyArray_DATA(codes), *ks = PyArray_DATA(k);
+    const double *rewards_data = PyArray_DATA(rewards);
+    const double *weights_data = weights ? PyArray_DATA(weights) : NULL;
+    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    const size_t chunk = rows_per_chunk(majority_steps(n, weights != NULL));
+    for (size_t at = 0; at < rows; at += chunk) {
+        size_t bad = 0;
+        const double *some = weights_data ? weights_data + at * n : NULL;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_majority_at_k(codes_data + at * n, some, rewards_data + at * n,
+                                   min_size(chunk, rows - at), n, ks, nk, table, scratch,
+                                   (uint64_t)seed, at, out_data + at * nk, &bad);
+        Py_END_ALLOW_THREADS
+        if (status != BON_OK) {
+            raise_majority(codes_data, weights_data, n, at * n + bad, status, k_max);
+            goto done;
+        }
+        if (PyErr_CheckSignals() < 0) goto done;
+    }
+    result = Py_NewRef(out);
+
+done:
+    Py_XDECREF(out);
+    PyMem_Free(scratch);
+    PyMem_Free(table);
+    return result;
+}
+
+/* -- module ---------------------------------------------------------------- */
+
+static PyMethodDef methods[] = {
+    {"pass_at_k", py_pass_at_k, METH_VARARGS, pass_at_k_doc},
+    {"best_of_k", py_best_of_k, METH_VARARGS, best_of_k_doc},
+    {"majority_at_k", py_majority_at_k, METH_VARARGS, majority_at_k_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int exec_module(PyObject *Py_UNUSED(module))
+{
+    return PyArray_ImportNumPyAPI();
+}
+
+/* NumPy keeps per-process state, so one interpreter only. There is no state of
+ * our own: the module runs without the GIL where Python has none. */
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, exec_module},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "bonaware._estimators",
+    .m_doc = "C side of bonaware.estimators; not a public interface.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__estimators(void)
+{
+    return PyModuleDef_Init(&module_def);
+}
