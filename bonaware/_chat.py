@@ -112,6 +112,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     deadline = 0.0
 
     class template_class(jinja2.Template):
+        environment: "_Sandbox"
+
         def render(self, *args: Any, **kwargs: Any) -> str:
             self.environment.deadline = time.monotonic() + SECONDS
             return super().render(*args, **kwargs)
@@ -149,7 +151,7 @@ class _Generation(Extension):
     """`{% generation %}...{% endgeneration %}`: marks the assistant's part; only its body
     matters for rendering."""
 
-    tags = frozenset({"generation"})
+    tags: set[str] = {"generation"}  # noqa: RUF012 - jinja2 declares it like this
 
     def parse(self, parser):
         line = next(parser.stream).lineno

@@ -295,7 +295,7 @@ class Samples:
     def __getitem__(self, key: int | slice) -> "Samples":
         """The Samples of one prompt or of a slice of prompts, counted from 0 again."""
         if isinstance(key, slice):
-            chosen = range(len(self))[key]
+            chosen = list(range(len(self))[key])
         else:
             try:
                 chosen = [range(len(self))[operator.index(key)]]

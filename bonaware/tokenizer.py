@@ -315,7 +315,7 @@ class StopStrings:
             marks[id] = not ends.isdisjoint(piece)
         return marks
 
-    def hit(self, tokens: ArrayLike) -> bool:
+    def hit(self, tokens: Sequence[int] | NDArray[np.int32]) -> bool:
         """Whether the last of the tokens completes a stop string.
 
         Parameters

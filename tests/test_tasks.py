@@ -2,14 +2,12 @@
 
 import importlib.util
 import json
-import operator
 import os
 import re
 import subprocess
 import sys
 import time
 
-import hostile_calls
 import numpy as np
 import pytest
 
@@ -19,7 +17,7 @@ from bonaware.tasks._boxed import last_boxed
 from bonaware.tasks._pool import Failure, KillablePool
 from bonaware.tasks.gsm8k import last_number
 from bonaware.tasks.keywords import forms
-from bonaware.tasks.math import compare, plain_latex
+from bonaware.tasks.math import plain_latex
 
 needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed"
@@ -377,7 +375,7 @@ def test_math_gold_solutions_are_right_and_other_problems_answers_wrong(data):
 @pytest.mark.slow
 def test_math_verify_itself_finds_every_gold_equal_to_itself(data):
     golds = [p.answer for p in tasks.get("math", path=data / "math").load()]
-    with KillablePool(compare, limit=60.0) as pool:
+    with KillablePool("bonaware.tasks._compare:compare", limit=60.0) as pool:
         assert pool.map([(gold, gold) for gold in golds]) == [True] * 500
 
 
@@ -406,11 +404,24 @@ def test_math_compares_mathematics_and_not_strings():
 
 @needs_math_verify
 def test_math_warns_of_answers_that_take_too_long_and_counts_them_wrong():
-    task = tasks.get("math", workers=1, limit=2.0)
-    hostile = r"\boxed{" + r"\sqrt{" * 2000 + "2" + "}" * 2001
-    with pytest.warns(UserWarning, match="1 of 2 answers could not be compared and count as wrong"):
-        rewards = task.rewards([problem("7")], [[hostile, r"\boxed{7.0}"]])
-    assert rewards.tolist() == [[0.0, 1.0]]
+    task = tasks.get("math")
+    task._pool = KillablePool("hostile_calls:compare", workers=1, limit=0.5)
+    texts = [r"\boxed{sleep}", r"\boxed{a}", r"\boxed{b}", "", r"\boxed{c}"]
+    with pytest.warns(UserWarning, match="1 of 5 answers .* count as wrong; .*'sleep' took too l"):
+        rewards = task.rewards([problem("b")], [texts])
+    assert rewards.tolist() == [[0.0, 1.0, 1.0, 0.0, 1.0]]
+
+
+@needs_math_verify
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*could not be compared")
+def test_math_survives_hostile_latex():
+    task = tasks.get("math", limit=3.0)
+    hostile = [r"\sqrt{" * 2000 + "2" + "}" * 2000, "9^{9^{9^{99}}}", r"10^{10^{10}}!", "(" * 5000,
+               r"\sum_{n=1}^{10^9} \frac1n", r"\int_0^1 x^{x^{x^x}} dx", "\0", "\ud800"]
+    texts = [rf"\boxed{{{latex}}}" for latex in [*hostile, "7.0"]]
+    rewards = task.rewards([problem("7")], [texts])
+    assert rewards.tolist() == [[0.0] * len(hostile) + [1.0]]
 
 
 def test_math_names_its_extra_when_math_verify_is_missing(monkeypatch):
@@ -440,7 +451,7 @@ MISBEHAVE = {
 
 def test_pool_gives_results_in_order_whatever_some_calls_do():
     asked = [word for pair in zip("abcdefghi", MISBEHAVE, strict=True) for word in pair]
-    with KillablePool(hostile_calls.call, workers=2, limit=0.5) as pool:
+    with KillablePool("hostile_calls:call", workers=2, limit=0.5) as pool:
         start = time.monotonic()
         results = pool.map([(word,) for word in asked])
         seconds = time.monotonic() - start
@@ -452,18 +463,18 @@ def test_pool_gives_results_in_order_whatever_some_calls_do():
 
 
 def test_pool_output_of_a_call_does_not_get_into_the_results():
-    with KillablePool(hostile_calls.call, workers=1) as pool:
+    with KillablePool("hostile_calls:call", workers=1) as pool:
         assert pool.map([("noise",), ("a",)]) == ["noise", "a"]
 
 
 def test_pool_carries_large_arguments_and_results():
     text = "x" * 3_000_000
-    with KillablePool(hostile_calls.call, workers=1) as pool:
+    with KillablePool("hostile_calls:call", workers=1) as pool:
         assert pool.map([(text,)]) == [text]
 
 
 def test_pool_keeps_its_workers_between_maps_and_starts_no_more_than_needed():
-    with KillablePool(hostile_calls.process_id, workers=2) as pool:
+    with KillablePool("hostile_calls:process_id", workers=2) as pool:
         assert pool.map([]) == []
         (first,) = pool.map([()])
         assert pool.map([()]) == [first]
@@ -471,7 +482,7 @@ def test_pool_keeps_its_workers_between_maps_and_starts_no_more_than_needed():
 
 
 def test_pool_close_ends_its_processes_and_a_later_map_starts_others():
-    pool = KillablePool(hostile_calls.process_id, workers=1)
+    pool = KillablePool("hostile_calls:process_id", workers=1)
     (first,) = pool.map([()])
     pool.close()
     with pytest.raises(ProcessLookupError):
@@ -481,8 +492,8 @@ def test_pool_close_ends_its_processes_and_a_later_map_starts_others():
 
 
 def test_pool_workers_end_with_their_caller(tmp_path):
-    code = ("import os, signal, hostile_calls; from bonaware.tasks._pool import KillablePool\n"
-            "print(*KillablePool(hostile_calls.process_id, workers=1).map([()]), flush=True)\n"
+    code = ("import os, signal; from bonaware.tasks._pool import KillablePool\n"
+            "print(*KillablePool('hostile_calls:process_id', workers=1).map([()]), flush=True)\n"
             "os.kill(os.getpid(), signal.SIGKILL)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
@@ -504,16 +515,16 @@ def alive(pid):
 def test_pool_works_in_a_script_without_a_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import operator; from bonaware.tasks._pool import KillablePool\n"
-        "print(KillablePool(operator.add, workers=1).map([(1, 2)]))\n")
+        "from bonaware.tasks._pool import KillablePool\n"
+        "print(KillablePool('operator:add', workers=1).map([(1, 2)]))\n")
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert (run.stdout, run.stderr) == ("[3]\n", "")
 
 
 def test_pool_interrupted_by_ctrl_c_can_be_used_again():
-    code = ("import hostile_calls, signal, time; from bonaware.tasks._pool import KillablePool\n"
-            "pool = KillablePool(hostile_calls.call, workers=1, limit=100)\n"
+    code = ("import signal, time; from bonaware.tasks._pool import KillablePool\n"
+            "pool = KillablePool('hostile_calls:call', workers=1, limit=100)\n"
             "pool.map([('a',)])\n"
             "signal.signal(signal.SIGALRM, signal.default_int_handler); signal.alarm(1)\n"
             "start = time.monotonic()\n"
@@ -524,17 +535,23 @@ def test_pool_interrupted_by_ctrl_c_can_be_used_again():
     assert (run.stdout, run.stderr) == ("True ['b']\n", "")
 
 
-def test_pool_refuses_functions_that_no_worker_can_import(monkeypatch):
-    with pytest.raises(ValueError, match="must be a function of a module that can be imported"):
-        KillablePool(lambda: 1)
-    monkeypatch.setattr(hostile_calls.process_id, "__module__", "no_such_module")
-    with KillablePool(hostile_calls.process_id, workers=1) as pool, pytest.raises(
-        RuntimeError, match="a worker process cannot start: ModuleNotFoundError"
+@pytest.mark.parametrize(("function", "reason"), [
+    ("no_such_module:name", "ModuleNotFoundError"), ("os:no_such_name", "AttributeError"),
+])
+def test_pool_says_when_no_worker_can_import_the_function(function, reason):
+    with KillablePool(function, workers=1) as pool, pytest.raises(
+        RuntimeError, match=f"a worker process cannot start: {reason}"
     ):
         pool.map([()])
+
+
+@pytest.mark.parametrize("function", ["name", ":name", "module:", ""])
+def test_pool_needs_a_module_and_a_name(function):
+    with pytest.raises(ValueError, match="function must be 'module:name', got"):
+        KillablePool(function)
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"limit": 0.0}, {"limit": float("nan")}])
 def test_pool_refuses_bounds_that_make_no_sense(options):
     with pytest.raises(ValueError, match="need workers >= 1 and limit > 0"):
-        KillablePool(operator.add, **options)
+        KillablePool("operator:add", **options)

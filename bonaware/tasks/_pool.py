@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 __all__ = ["Failure", "KillablePool"]
 
@@ -47,8 +47,8 @@ class KillablePool:
 
     Parameters
     ----------
-    function : callable
-        Of a module that can be imported by name; takes and returns what JSON can hold.
+    function : str
+        "module:name"; takes and returns what JSON can hold. Only the workers import it.
     workers : int, optional
         Processes, >= 1. Default: the CPUs this process may use.
     limit : float
@@ -57,23 +57,22 @@ class KillablePool:
     Raises
     ------
     ValueError
-        The function cannot be imported by name, or a bound is broken.
+        The function is not named like that, or a bound is broken.
 
     Examples
     --------
-    >>> import operator
-    >>> with KillablePool(operator.truediv, workers=1) as pool:
+    >>> with KillablePool("operator:truediv", workers=1) as pool:
     ...     pool.map([(1, 2), (1, 0)])
     [0.5, Failure(reason='ZeroDivisionError: division by zero')]
     """
 
     def __init__(
-        self, function: Callable[..., Any], workers: int | None = None, limit: float = 5.0
+        self, function: str, workers: int | None = None, limit: float = 5.0
     ) -> None:
         self._pool: list[_Worker] = []
-        module, name = function.__module__, function.__qualname__
-        if module == "__main__" or "<" in name:
-            raise ValueError(f"{name} must be a function of a module that can be imported")
+        module, colon, name = function.partition(":")
+        if not (module and colon and name):
+            raise ValueError(f"function must be 'module:name', got {function!r}")
         self.workers = _cpus() if workers is None else workers
         self.limit = limit
         if self.workers < 1 or not limit > 0:
@@ -159,6 +158,12 @@ class KillablePool:
         return done
 
 
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a worker process has no pipes")
+    return process.stdin, process.stdout
+
+
 def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -174,7 +179,7 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal is the caller's, not ours
         )
-        self.output = self.process.stdout
+        self.input, self.output = _pipes(self.process)
         self.ready = self.dead = False
         self.call: int | None = None
         self.deadline = time.monotonic() + START_SECONDS
@@ -220,12 +225,14 @@ class _Worker:
             self.ready, self.deadline = True, float("inf")
             return None
         call, self.call, self.deadline = self.call, None, float("inf")
+        if call is None:
+            raise RuntimeError("a worker process answered without being asked")
         return call, Failure(message["error"]) if "error" in message else message["value"]
 
     def _write(self, value: Any) -> None:
         with suppress(BrokenPipeError):  # a dead process shows when it is read
-            self.process.stdin.write(json.dumps(value).encode() + b"\n")
-            self.process.stdin.flush()
+            self.input.write(json.dumps(value).encode() + b"\n")
+            self.input.flush()
 
     def kill(self) -> int:
         """End the process at once; its exit code."""
@@ -236,7 +243,7 @@ class _Worker:
         self.process.kill()
         code = self.process.wait()
         with suppress(BrokenPipeError):
-            self.process.stdin.close()
+            self.input.close()
         self.output.close()
         return code
 
@@ -251,9 +258,7 @@ def serve(setup: dict[str, Any]) -> None:
             out.flush()
 
         try:
-            function = importlib.import_module(setup["module"])
-            for part in setup["name"].split("."):
-                function = getattr(function, part)
+            function = getattr(importlib.import_module(setup["module"]), setup["name"])
         except Exception as error:
             return answer({"error": f"{type(error).__name__}: {error}"})
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))

@@ -9,7 +9,6 @@ arXiv:2305.20050 (the 500); math-verify, github.com/huggingface/Math-Verify.
 """
 
 import importlib.util
-import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from bonaware.tasks import (
 )
 from bonaware.tasks._boxed import last_boxed
 
-__all__ = ["TASK", "Math", "compare", "plain_latex"]
+__all__ = ["TASK", "Math", "plain_latex"]
 
 FILES = {"math500": "math500.jsonl", "aime24": "aime24.jsonl", "math5000": "math_test_5000.jsonl"}
 ASK = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
@@ -87,7 +86,7 @@ class Math(Task):
 
         self.dataset, self.path, self.chat = dataset, path, chat
         self.stop_strings = () if chat else ("Problem:",)
-        self._pool = KillablePool(compare, workers, limit)
+        self._pool = KillablePool("bonaware.tasks._compare:compare", workers, limit)
 
     def load(self, split: str = "test", limit: int | None = None) -> list[Problem]:
         self.check_split(split, "test")
@@ -146,15 +145,6 @@ class Math(Task):
                 f"wrong; the first: {pair[1][:80]!r} {failure.reason}", stacklevel=3,
             )
         return right | {pair: float(r is True) for pair, r in results.items()}
-
-
-def compare(gold: str, answer: str) -> bool:
-    """Whether two LaTeX expressions are the same mathematics. Runs in a worker process."""
-    from math_verify import parse, verify
-
-    logging.disable()  # it warns that its own time limits are off: the pool has one
-    sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
-    return bool(verify(*sides, timeout_seconds=None))
 
 
 def plain_latex(text: str) -> str:
