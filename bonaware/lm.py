@@ -396,21 +396,22 @@ class Drawing(Iterator[Sample]):
     def _open(self) -> Any:
         """A session with slots and cache for these requests, within the memory budget."""
         lm, model = self.lm, self.lm._model
-        total = sum(len(request.indices) for request in self.requests)
-        slots = max(1, min(total, MAX_SLOTS))
-        while slots > 1 and model.scratch_bytes(slots) > lm.memory / 4:
-            slots //= 2
         need = [self._blocks(request) for request in self.requests]
-        wanted = sum(p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True))
-        budget = int(lm.memory - model.scratch_bytes(slots)) // model.block_bytes
+        context = max((sum(blocks) for blocks in need), default=1) * engine().BLOCK_TOKENS
+        slots = max(1, min(sum(len(r.indices) for r in self.requests), MAX_SLOTS))
+        while slots > 1 and model.scratch_bytes(slots, context) > lm.memory / 4:
+            slots //= 2
+        scratch = model.scratch_bytes(slots, context)
+        budget = (lm.memory - scratch) // model.block_bytes
         for (prompt, sample), request in zip(need, self.requests, strict=True):
             if prompt + sample > budget:
-                needed = model.scratch_bytes(slots) + (prompt + sample) * model.block_bytes
+                needed = scratch + (prompt + sample) * model.block_bytes
                 raise MemoryError(
                     f"one sample of prompt {request.prompt} needs {_megabytes(needed)} of cache "
                     f"and scratch, but memory={lm.memory} allows {_megabytes(lm.memory)}: give "
                     "LM.load more memory or lower max_new_tokens"
                 )
+        wanted = sum(p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True))
         watch = self._stops.watch(lm.arch.vocab) if self._stops else None
         return engine().Session(model, slots, max(1, min(budget, wanted)),
                                 np.array(lm.eos_token_ids, np.int32), watch)

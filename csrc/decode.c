@@ -5,6 +5,11 @@
  * the next ones, retire those that ended. Live samples are kept sorted by
  * prompt, so that attention serves all samples of a prompt together.
  *
+ * A small model is not worth waking threads for each of its products: there the
+ * live samples are dealt out to the threads, and each decodes its share alone,
+ * in a workspace of its own. Rows do not depend on their batch, so the bits are
+ * the same either way.
+ *
  * All memory that a sample needs is taken when it enters; a step allocates
  * nothing and cannot fail for want of memory.
  */
@@ -43,7 +48,9 @@ typedef struct {
 
 struct bon_session {
     const bon_model *model;
-    bon_work *work;
+    bon_work **works;     /* [shards]; the first also prefills */
+    size_t shards;        /* 1, or the model's threads for a small model */
+    int pass_threads;     /* inside one pass */
     bon_cache *cache;
     size_t slots, cache_blocks;
     int32_t *end_tokens;
@@ -61,12 +68,12 @@ struct bon_session {
     size_t *events;       /* [samples_capacity] sample numbers, oldest first */
     size_t n_events, first_event;
 
-    size_t chunk_rows;    /* rows of logits at a time */
+    size_t chunk_rows;    /* rows of logits at a time, of all shards */
     float *logits;        /* [chunk_rows, vocab] */
     char *draw_scratch;   /* [threads] pieces of scratch_bytes */
     size_t scratch_bytes;
-    bon_draw *draws;      /* [chunk_rows] */
-    bon_status *statuses; /* [chunk_rows] */
+    bon_draw *draws;      /* [slots] */
+    bon_status *statuses; /* [slots] */
     size_t *stepping;     /* [slots] the samples of the step under way */
     bon_run *runs;        /* [slots] */
     int32_t *tokens;      /* [slots] */
@@ -85,9 +92,12 @@ static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 /* -- life ------------------------------------------------------------------ */
 
+/* A multiple of the shards, so that each has as many. */
 static size_t logit_rows(const bon_model *model, size_t slots)
 {
-    return min_size(slots, max_size(16, LOGIT_FLOATS / bon_model_arch(model)->vocab));
+    const size_t threads = (size_t)bon_model_threads(model);
+    const size_t rows = min_size(slots, max_size(16, LOGIT_FLOATS / bon_model_arch(model)->vocab));
+    return (rows + threads - 1) / threads * threads;
 }
 
 static size_t draw_scratch_bytes(const bon_model *model)
@@ -95,13 +105,13 @@ static size_t draw_scratch_bytes(const bon_model *model)
     return (bon_sample_scratch(bon_model_arch(model)->vocab) + 63) / 64 * 64;
 }
 
-size_t bon_session_scratch_bytes(const bon_model *model, size_t slots)
+size_t bon_session_scratch_bytes(const bon_model *model, size_t slots, size_t context)
 {
     const bon_arch *a = bon_model_arch(model);
     const size_t rows = max_size(slots, BON_CHUNK);
     return logit_rows(model, slots) * a->vocab * sizeof(float)
            + (size_t)bon_model_threads(model) * draw_scratch_bytes(model)
-           + bon_work_bytes(model, rows, rows, 1);
+           + bon_work_bytes(model, rows, rows, context);
 }
 
 bon_status bon_session_create(const bon_model *model, const bon_session_limits *limits,
@@ -122,14 +132,19 @@ bon_status bon_session_create(const bon_model *model, const bon_session_limits *
     bon_status status = bon_cache_create(a->layers, a->kv_heads, a->head_dim,
                                          limits->cache_blocks, &s->cache);
     if (status != BON_OK) goto done;
-    if ((status = bon_work_create(model, &s->work)) != BON_OK) goto done;
+    s->pass_threads = bon_model_pass_threads(model);
+    s->shards = (size_t)(bon_model_threads(model) / s->pass_threads);
+    status = BON_ERR_MEMORY;
+    if (!(s->works = calloc(s->shards, sizeof(bon_work *)))) goto done;
+    for (size_t i = 0; i < s->shards; i++)
+        if ((status = bon_work_create(model, s->pass_threads, &s->works[i])) != BON_OK) goto done;
     status = BON_ERR_MEMORY;
     if (!(s->live = calloc(s->slots, sizeof *s->live))
         || !(s->stepping = calloc(s->slots, sizeof *s->stepping))
         || !(s->runs = calloc(s->slots, sizeof *s->runs))
         || !(s->tokens = calloc(s->slots, sizeof *s->tokens))
-        || !(s->draws = calloc(s->chunk_rows, sizeof *s->draws))
-        || !(s->statuses = calloc(s->chunk_rows, sizeof *s->statuses))
+        || !(s->draws = calloc(s->slots, sizeof *s->draws))
+        || !(s->statuses = calloc(s->slots, sizeof *s->statuses))
         || !(s->logits = aligned_alloc(64, (s->chunk_rows * a->vocab * sizeof(float) + 63)
                                                / 64 * 64))
         || !(s->draw_scratch = aligned_alloc(64, (size_t)bon_model_threads(model)
@@ -177,7 +192,8 @@ void bon_session_destroy(bon_session *s)
     free(s->draw_scratch);
     free(s->end_tokens);
     free(s->watch);
-    bon_work_destroy(s->work);
+    for (size_t i = 0; s->works && i < s->shards; i++) bon_work_destroy(s->works[i]);
+    free(s->works);
     bon_cache_destroy(s->cache);
     free(s);
 }
@@ -371,11 +387,12 @@ static bon_status prefill(bon_session *s, prompt_record *p, const bon_poll *poll
     const float *hidden;
     float *logits = malloc(a->vocab * sizeof *logits);
     if (logits == NULL) return BON_ERR_MEMORY;
-    bon_status status = bon_model_prefill(s->model, s->work, s->cache, p->tokens, p->length,
+    bon_status status = bon_model_prefill(s->model, s->works[0], s->cache, p->tokens, p->length,
                                           &p->seq, poll, &hidden);
     if (status == BON_OK)
         status = bon_model_logits(s->model, BON_PREFILL,
-                                  hidden + (p->length - 1) % BON_CHUNK * a->hidden, 1, logits);
+                                  hidden + (p->length - 1) % BON_CHUNK * a->hidden, 1, logits,
+                                  s->pass_threads);
     if (status != BON_OK) {
         bon_seq_free(s->cache, &p->seq);
         free(logits);
@@ -387,13 +404,21 @@ static bon_status prefill(bon_session *s, prompt_record *p, const bon_poll *poll
     return BON_OK;
 }
 
+/* Rows of each shard but the last, of so many rows in all. */
+static size_t share_of(const bon_session *s, size_t rows)
+{
+    return (rows + s->shards - 1) / s->shards;
+}
+
 /* Memory for all that the sample can draw, and its blocks. */
 static bon_status make_room(bon_session *s, sample_record *r)
 {
     const size_t context = s->prompts[r->prompt].length + r->limit;
-    const size_t rows = min_size(s->slots, s->n_live + s->n_waiting);
-    bon_status status = bon_work_reserve(s->work, rows, rows, context);
-    if (status != BON_OK) return status;
+    const size_t rows = share_of(s, min_size(s->slots, s->n_live + s->n_waiting));
+    for (size_t i = 0; i < s->shards; i++) {
+        const bon_status status = bon_work_reserve(s->works[i], rows, rows, context);
+        if (status != BON_OK) return status;
+    }
     if (r->tokens == NULL) {
         r->tokens = malloc(r->limit * (sizeof(int32_t) + 3 * sizeof(float)));
         if (r->tokens == NULL) return BON_ERR_MEMORY;
@@ -456,50 +481,72 @@ static bon_status enter(bon_session *s, const bon_poll *poll)
 
 /* -- one step -------------------------------------------------------------- */
 
-/* Logits and draws for the rows of a batch, in chunks; *drew counts the samples
- * that have their next token. Draws are gathered first and appended after, so
- * that retiring does not move rows under the loop. */
-static bon_status draw_all(bon_session *s, size_t rows, const float *hidden, size_t *drew)
+/* Draws the next token of rows [first, first + rows) of the step, whose hidden
+ * states are given, into draws and statuses. One thread of logits and scratch
+ * belongs to the shard, or all of them to the only one. */
+static void draw_rows(bon_session *s, size_t shard, size_t first, size_t rows,
+                      const float *hidden)
 {
-    const size_t *samples = s->stepping;
     const bon_arch *a = bon_model_arch(s->model);
-    const int threads = bon_model_threads(s->model);
-    for (*drew = 0; *drew < rows;) {
-        const size_t count = min_size(s->chunk_rows, rows - *drew);
-        bon_status status = bon_model_logits(s->model, BON_DECODE, hidden + *drew * a->hidden,
-                                             count, s->logits);
-        if (status != BON_OK) return status;
-#pragma omp parallel for num_threads(threads) schedule(static) \
-    if (count * a->vocab > BON_PARALLEL_ABOVE / 4)
-        for (size_t i = 0; i < count; i++)
-            s->statuses[i] = draw_one(s, samples[*drew + i], s->logits + i * a->vocab,
-                                      bon_thread_index(), &s->draws[i]);
-        for (size_t i = 0; i < count; i++, ++*drew) {
-            if (s->statuses[i] != BON_OK) return s->statuses[i];
-            append(s, samples[*drew], &s->draws[i]);
+    const size_t chunk = s->chunk_rows / s->shards;
+    float *logits = s->logits + shard * chunk * a->vocab;
+    for (size_t at = 0; at < rows; at += chunk) {
+        const size_t count = min_size(chunk, rows - at);
+        const bon_status status = bon_model_logits(
+            s->model, BON_DECODE, hidden + at * a->hidden, count, logits, s->pass_threads);
+#pragma omp parallel for num_threads(s->pass_threads) schedule(static) \
+    if (s->pass_threads > 1 && count * a->vocab > BON_PARALLEL_ABOVE / 4)
+        for (size_t i = 0; i < count; i++) {
+            const size_t row = first + at + i;
+            s->statuses[row] =
+                status != BON_OK ? status
+                                 : draw_one(s, s->stepping[row], logits + i * a->vocab,
+                                            (int)shard + bon_thread_index(), &s->draws[row]);
         }
     }
-    return BON_OK;
 }
 
+/* One shard of a step: rows [first, first + rows) through the model. A row that
+ * gets no token is as it was. */
+static void step_rows(bon_session *s, size_t shard, size_t first, size_t rows,
+                      const bon_poll *poll)
+{
+    for (size_t i = first; i < first + rows; i++) {
+        sample_record *r = &s->samples[s->stepping[i]];
+        s->tokens[i] = r->tokens[r->length - 1];
+        s->runs[i] = (bon_run){&s->prompts[r->prompt].seq, &r->seq, i - first, 1};
+    }
+    const float *hidden;
+    const bon_status status =
+        bon_model_forward(s->model, s->works[shard], s->cache, BON_DECODE, s->tokens + first,
+                          s->runs + first, rows, poll, &hidden);
+    if (status == BON_OK) draw_rows(s, shard, first, rows, hidden);
+    for (size_t i = first; i < first + rows; i++) {
+        if (status != BON_OK) s->statuses[i] = status;
+        else if (s->statuses[i] != BON_OK) s->samples[s->stepping[i]].seq.length--;
+    }
+}
+
+/* The shards run side by side; the first, on the calling thread, looks at poll. */
 static bon_status step(bon_session *s, const bon_poll *poll)
 {
     const double start = seconds_now();
-    const size_t rows = s->n_live;
-    size_t drew = 0;
+    const size_t rows = s->n_live, share = share_of(s, rows);
     memcpy(s->stepping, s->live, rows * sizeof *s->live);
-    for (size_t i = 0; i < rows; i++) {
-        sample_record *r = &s->samples[s->stepping[i]];
-        s->tokens[i] = r->tokens[r->length - 1];
-        s->runs[i] = (bon_run){&s->prompts[r->prompt].seq, &r->seq, i, 1};
+    if (s->shards == 1 || share == rows) {
+        step_rows(s, 0, 0, rows, poll);
+    } else {
+#pragma omp parallel for num_threads((int)s->shards) schedule(static, 1)
+        for (size_t shard = 0; shard < s->shards; shard++)
+            if (shard * share < rows)
+                step_rows(s, shard, shard * share, min_size(share, rows - shard * share),
+                          shard == 0 ? poll : NULL);
     }
-    const float *hidden;
-    bon_status status = bon_model_forward(s->model, s->work, s->cache, BON_DECODE, s->tokens,
-                                          s->runs, rows, poll, &hidden);
-    if (status != BON_OK) return status;
-    status = draw_all(s, rows, hidden, &drew);
-    for (size_t i = drew; i < rows; i++) /* those without a next token stay as they were */
-        s->samples[s->stepping[i]].seq.length--;
+    bon_status status = BON_OK;
+    for (size_t i = 0; i < rows; i++) {
+        if (s->statuses[i] == BON_OK) append(s, s->stepping[i], &s->draws[i]);
+        else if (status == BON_OK) status = s->statuses[i];
+    }
     s->stats.steps++;
     s->stats.decode_seconds += seconds_now() - start;
     return status;
@@ -556,14 +603,15 @@ static bon_status ask_batch(bon_session *s, const size_t *samples, size_t count,
     }
     const float *hidden;
     if (status == BON_OK)
-        status = bon_work_reserve(s->work, count * rows_each, count, context);
+        status = bon_work_reserve(s->works[0], count * rows_each, count, context);
     if (status == BON_OK)
-        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, tokens, runs, count,
+        status = bon_model_forward(s->model, s->works[0], s->cache, BON_PREFILL, tokens, runs, count,
                                    poll, &hidden);
     for (size_t i = 0; i < count && status == BON_OK; i++) {
         float *logits = logits_out ? logits_out + i * a->vocab : s->logits;
         status = bon_model_logits(s->model, BON_PREFILL,
-                                  hidden + ((i + 1) * rows_each - 1) * a->hidden, 1, logits);
+                                  hidden + ((i + 1) * rows_each - 1) * a->hidden, 1, logits,
+                                  s->pass_threads);
         if (status == BON_OK)
             status = bon_log_softmax_at(logits, a->vocab, 1.0f, named, n_named,
                                         logp_out + i * n_named);

@@ -75,8 +75,9 @@ BON_MUST_CHECK bon_status bon_session_create(const bon_model *model,
                                              bon_session **out);
 void bon_session_destroy(bon_session *session); /* accepts NULL */
 
-/* Scratch bytes of a session beside its cache blocks. */
-size_t bon_session_scratch_bytes(const bon_model *model, size_t slots);
+/* Scratch bytes of a session beside its cache blocks, for samples that see up to
+ * `context` tokens. */
+size_t bon_session_scratch_bytes(const bon_model *model, size_t slots, size_t context);
 
 /* BON_ERR_DOMAIN if len is 0 or above the context, or (with *bad) an id is
  * outside the vocabulary. Tokens are copied. */

@@ -342,10 +342,20 @@ size_t bon_model_bytes(const bon_model *model)
     return bytes;
 }
 
+/* A model of this size stays in the processor's cache, and its products take
+ * microseconds: as long as waking a thread. */
+#define SMALL_MODEL ((size_t)8 << 20)
+
+int bon_model_pass_threads(const bon_model *model)
+{
+    return bon_model_bytes(model) <= SMALL_MODEL ? 1 : model->threads;
+}
+
 /* -- workspace ------------------------------------------------------------- */
 
 struct bon_work {
     const bon_model *model;
+    int threads;
     size_t bytes;   /* of memory */
     size_t rows, runs, context;
     char *memory;   /* all of the below, 64-byte aligned */
@@ -360,11 +370,12 @@ struct bon_work {
     void *attention;
 };
 
-bon_status bon_work_create(const bon_model *model, bon_work **out)
+bon_status bon_work_create(const bon_model *model, int threads, bon_work **out)
 {
     *out = calloc(1, sizeof **out);
     if (*out == NULL) return BON_ERR_MEMORY;
     (*out)->model = model;
+    (*out)->threads = threads;
     return BON_OK;
 }
 
@@ -389,7 +400,7 @@ static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_
         {(void **)&work->turns, rows * a->ropes * a->head_dim * sizeof(float)},
         {(void **)&work->positions, rows * sizeof(size_t)},
         {(void **)&work->run_of, rows * sizeof(size_t)},
-        {&work->attention, bon_attention_scratch(a, rows, runs, context, model->threads)},
+        {&work->attention, bon_attention_scratch(a, rows, runs, context, work->threads)},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -401,7 +412,7 @@ static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_
 
 size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t context)
 {
-    bon_work none = {0};
+    bon_work none = {.threads = model->threads};
     return lay_out(&none, model, rows, runs, context);
 }
 
@@ -412,10 +423,11 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
     if (runs < work->runs) runs = work->runs;
     if (context < work->context) context = work->context;
     if (rows > MAX_DIMENSION || bon_attention_scratch(&work->model->arch, rows, runs, context,
-                                                      work->model->threads) == 0)
+                                                      work->threads) == 0)
         return BON_ERR_MEMORY;
-    const size_t bytes = bon_work_bytes(work->model, rows, runs, context);
     free(work->memory);
+    work->memory = NULL;
+    const size_t bytes = lay_out(work, work->model, rows, runs, context);
     work->rows = work->runs = work->context = 0;
     work->memory = aligned_alloc(64, bytes);
     if (work->memory == NULL) return BON_ERR_MEMORY;
@@ -431,7 +443,7 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
 static void norm_rows(const bon_arch *a, float *y, const float *x, const float *weight,
                       size_t rows, int threads)
 {
-#pragma omp parallel for num_threads(threads) if (rows * a->hidden > BON_PARALLEL_ABOVE)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * a->hidden > BON_PARALLEL_ABOVE)
     for (size_t r = 0; r < rows; r++)
         bon_vec_rmsnorm(y + r * a->hidden, x + r * a->hidden, weight, a->hidden, a->norm_eps,
                         a->norm_offset);
@@ -458,7 +470,7 @@ static void find_turns(const bon_arch *a, const size_t *positions, size_t rows, 
                        int threads)
 {
     const size_t half = a->head_dim / 2;
-#pragma omp parallel for num_threads(threads) if (rows * half * 16 > BON_PARALLEL_ABOVE)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * half * 16 > BON_PARALLEL_ABOVE)
     for (size_t r = 0; r < rows; r++)
         for (size_t t = 0; t < a->ropes; t++) {
             float *to = turns + (r * a->ropes + t) * a->head_dim;
@@ -504,7 +516,7 @@ static void place_qkv(const bon_model *model, const layer_weights *w, size_t lay
 static void gate(const bon_arch *a, float *mlp, size_t rows, int threads)
 {
     const size_t width = a->intermediate;
-#pragma omp parallel for num_threads(threads) if (rows * width > BON_PARALLEL_ABOVE / 4)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * width > BON_PARALLEL_ABOVE / 4)
     for (size_t r = 0; r < rows; r++) {
         float *at = mlp + r * 2 * width;
         if (a->activation == BON_SILU) bon_vec_silu_mul(at, at + width, width);
@@ -543,7 +555,7 @@ bon_status bon_model_forward(const bon_model *model, bon_work *work, bon_cache *
                              size_t n_runs, const bon_poll *poll, const float **hidden)
 {
     const bon_arch *a = &model->arch;
-    const int threads = model->threads;
+    const int threads = work->threads;
     size_t context;
     const size_t rows = index_rows(work, runs, n_runs, &context);
     float *const x = work->x, *const h = work->h;
@@ -561,7 +573,8 @@ bon_status bon_model_forward(const bon_model *model, bon_work *work, bon_cache *
         norm_rows(a, h, x, w->attn_norm, rows, threads);
         PRODUCT(w->qkv, h, a->hidden, work->qkv, qkv_width(a));
         add_bias(work->qkv, w->qkv_bias, rows, qkv_width(a));
-#pragma omp parallel for num_threads(threads) if (rows * qkv_width(a) > BON_PARALLEL_ABOVE / 4)
+#pragma omp parallel for num_threads(threads) \
+    if (threads > 1 && rows * qkv_width(a) > BON_PARALLEL_ABOVE / 4)
         for (size_t r = 0; r < rows; r++) place_qkv(model, w, l, work, cache, runs, r);
         bon_attention(cache, a, l, runs, n_runs, work->q, work->q, work->attention, context,
                       threads);
@@ -602,13 +615,13 @@ bon_status bon_model_prefill(const bon_model *model, bon_work *work, bon_cache *
 }
 
 bon_status bon_model_logits(const bon_model *model, bon_phase phase, const float *hidden,
-                            size_t rows, float *logits)
+                            size_t rows, float *logits, int threads)
 {
     const bon_arch *a = &model->arch;
     const bon_status status = bon_matrix_multiply(model->head, phase, hidden, rows, a->hidden,
-                                                  logits, a->vocab, model->threads);
+                                                  logits, a->vocab, threads);
     if (status == BON_OK && a->final_softcap > 0.0f) {
-#pragma omp parallel for num_threads(model->threads)
+#pragma omp parallel for num_threads(threads) if (threads > 1)
         for (size_t r = 0; r < rows; r++)
             bon_vec_softcap(logits + r * a->vocab, a->vocab, a->final_softcap);
     }

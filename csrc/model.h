@@ -58,14 +58,20 @@ bon_dtype bon_model_dtype(const bon_model *model);
 int bon_model_threads(const bon_model *model);
 size_t bon_model_bytes(const bon_model *model); /* of packed weights */
 
+/* Threads that pay inside one forward pass: 1 for a model so small that waking
+ * threads for each product would cost more than the products. */
+int bon_model_pass_threads(const bon_model *model);
+
 /* Matrices by shape, to choose routes: i = 0.. until NULL. */
 bon_matrix *bon_model_matrix(bon_model *model, size_t i, const char **name);
 
 /* -- forward pass ---------------------------------------------------------- */
 
-/* Scratch of a forward pass, grown on demand by bon_work_reserve. */
+/* Scratch of a forward pass, grown on demand by bon_work_reserve; its passes run
+ * on `threads` threads. */
 typedef struct bon_work bon_work;
-BON_MUST_CHECK bon_status bon_work_create(const bon_model *model, bon_work **out);
+BON_MUST_CHECK bon_status bon_work_create(const bon_model *model, int threads,
+                                          bon_work **out);
 void bon_work_destroy(bon_work *work); /* accepts NULL */
 /* Room for batches of `rows` rows in `runs` runs that see `context` tokens. */
 BON_MUST_CHECK bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs,
@@ -102,6 +108,7 @@ BON_MUST_CHECK bon_status bon_model_prefill(const bon_model *model, bon_work *wo
 
 /* logits [rows, vocab] of rows of `hidden` [rows, hidden], soft-capped. */
 BON_MUST_CHECK bon_status bon_model_logits(const bon_model *model, bon_phase phase,
-                                           const float *hidden, size_t rows, float *logits);
+                                           const float *hidden, size_t rows, float *logits,
+                                           int threads);
 
 #endif /* BON_MODEL_H */

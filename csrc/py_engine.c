@@ -146,8 +146,8 @@ static PyObject *py_sample(PyObject *Py_UNUSED(module), PyObject *args)
     if (status != BON_OK) {
         PyErr_Format(PyExc_ValueError,
                      status == BON_ERR_DOMAIN
-                         ? "need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and "
-                           "0 <= min_p <= 1, row %zu breaks one of them"
+                         ? "need 0 <= u < 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1 "
+                           "and 0 <= min_p <= 1, row %zu breaks one of them"
                          : "logits must be finite or -inf and not all -inf, row %zu is not",
                      bad);
         goto done;

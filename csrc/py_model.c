@@ -443,14 +443,16 @@ static PyObject *Model_logp(ModelObject *self, PyObject *args)
 /* -- sizes ----------------------------------------------------------------- */
 
 PyDoc_STRVAR(Model_scratch_bytes_doc,
-"scratch_bytes($self, slots, /)\n--\n\n"
-"Bytes that a session of so many slots needs beside its cache.");
+"scratch_bytes($self, slots, context, /)\n--\n\n"
+"Bytes that a session of so many slots needs beside its cache, for samples that\n"
+"see up to `context` tokens.");
 
-static PyObject *Model_scratch_bytes(ModelObject *self, PyObject *arg)
+static PyObject *Model_scratch_bytes(ModelObject *self, PyObject *args)
 {
-    const size_t slots = PyLong_AsSize_t(arg);
-    if (PyErr_Occurred()) return NULL;
-    return PyLong_FromSize_t(bon_session_scratch_bytes(self->model, slots));
+    Py_ssize_t slots, context;
+    if (!PyArg_ParseTuple(args, "nn:scratch_bytes", &slots, &context)) return NULL;
+    return PyLong_FromSize_t(
+        bon_session_scratch_bytes(self->model, (size_t)slots, (size_t)context));
 }
 
 static PyObject *Model_bytes(ModelObject *self, void *Py_UNUSED(closure))
@@ -472,7 +474,7 @@ static PyMethodDef Model_methods[] = {
     {"measure", (PyCFunction)Model_measure, METH_VARARGS, Model_measure_doc},
     {"logits", (PyCFunction)Model_logits, METH_O, Model_logits_doc},
     {"logp", (PyCFunction)Model_logp, METH_VARARGS, Model_logp_doc},
-    {"scratch_bytes", (PyCFunction)Model_scratch_bytes, METH_O, Model_scratch_bytes_doc},
+    {"scratch_bytes", (PyCFunction)Model_scratch_bytes, METH_VARARGS, Model_scratch_bytes_doc},
     {NULL, NULL, 0, NULL},
 };
 

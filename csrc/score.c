@@ -42,7 +42,7 @@ bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_
     bon_work *work = NULL;
     bon_cache *cache = NULL;
     bon_seq seq = {0};
-    bon_status status = bon_work_create(model, &work);
+    bon_status status = bon_work_create(model, bon_model_pass_threads(model), &work);
     if (status == BON_OK) status = make_cache(model, bon_blocks_for(len), &cache);
     if (status == BON_OK) status = bon_work_reserve(work, min_size(len, BON_CHUNK), 1, len);
     if (status == BON_OK) status = bon_seq_reserve(cache, &seq, len);
@@ -53,7 +53,7 @@ bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_
                                    &hidden);
         if (status == BON_OK)
             status = bon_model_logits(model, BON_PREFILL, hidden, run.rows,
-                                      logits + at * a->vocab);
+                                      logits + at * a->vocab, bon_model_pass_threads(model));
     }
     if (cache) bon_seq_free(cache, &seq);
     bon_cache_destroy(cache);
@@ -69,6 +69,7 @@ typedef struct {
     bon_work *work;
     bon_cache *cache;
     const bon_poll *poll;
+    int threads;
     float temperature;
     float *logits; /* [LOGIT_ROWS, vocab] */
 } scorer;
@@ -82,7 +83,7 @@ static bon_status read_targets(const scorer *s, const float *hidden, const int32
     for (size_t at = 0; at < rows && status == BON_OK; at += LOGIT_ROWS) {
         const size_t count = min_size(LOGIT_ROWS, rows - at);
         status = bon_model_logits(s->model, BON_PREFILL, hidden + at * a->hidden, count,
-                                  s->logits);
+                                  s->logits, s->threads);
         for (size_t i = at; i < at + count && status == BON_OK; i++)
             status = bon_log_softmax_at(s->logits + (i - at) * a->vocab, a->vocab,
                                         s->temperature, &targets[i], 1, &logp[i]);
@@ -195,10 +196,11 @@ bon_status bon_score_logp(const bon_model *model, const int32_t *prompt, size_t 
         || !tokens_are_known(model, completions, total, bad))
         return BON_ERR_DOMAIN;
 
-    scorer s = {.model = model, .poll = poll, .temperature = temperature};
+    scorer s = {.model = model, .poll = poll, .threads = bon_model_pass_threads(model),
+                .temperature = temperature};
     bon_seq seq = {0};
     const float *hidden;
-    bon_status status = bon_work_create(model, &s.work);
+    bon_status status = bon_work_create(model, s.threads, &s.work);
     const size_t blocks = bon_blocks_for(prompt_len) + blocks_of_largest_group(lengths, count);
     if (status == BON_OK) status = make_cache(model, blocks, &s.cache);
     if (status == BON_OK)
@@ -213,7 +215,7 @@ bon_status bon_score_logp(const bon_model *model, const int32_t *prompt, size_t 
     if (status == BON_OK)
         status = bon_model_logits(model, BON_PREFILL,
                                   hidden + (prompt_len - 1) % BON_CHUNK * a->hidden, 1,
-                                  s.logits);
+                                  s.logits, s.threads);
     for (size_t c = 0, at = 0; c < count && status == BON_OK; at += lengths[c++])
         if (lengths[c] > 0)
             status = bon_log_softmax_at(s.logits, a->vocab, temperature, &completions[at], 1,

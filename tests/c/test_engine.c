@@ -187,7 +187,7 @@ static void test_cache_sizes_that_overflow_are_refused(void)
 static void test_a_sample_has_the_same_bits_wherever_it_runs(bon_dtype dtype)
 {
     bon_model *model = make_model(&rich, dtype, 1), *two = make_model(&rich, dtype, 2);
-    bon_session *crowd = make_session(model, 8, 1000);
+    bon_session *crowd = make_session(two, 8, 1000);
     const size_t short_prompt = add_prompt(crowd, text, 5), prompt = add_prompt(crowd, text, 50);
     size_t many[9];
     for (uint64_t i = 0; i < 9; i++) {
