@@ -135,6 +135,7 @@ def _recorded(args: argparse.Namespace) -> Any:
 
 def _drawn(args: argparse.Namespace) -> Any:
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
+    task.load(split=args.split, limit=1)  # missing data are said before a large model is read
     lm = _load(args)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     store = None if args.no_store else args.store or _store_name(lm, args, sampling)

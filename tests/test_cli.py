@@ -290,6 +290,16 @@ def test_a_failure_exits_with_1_and_one_sentence(lm, capsys, tmp_path, argv, mes
     assert message in last
 
 
+def test_missing_data_are_said_before_the_model_is_read(lm, capsys, monkeypatch):
+    def load(task, split, limit):
+        raise FileNotFoundError("task digits needs its data")
+
+    monkeypatch.setattr(Digits, "load", load)
+    assert cli.main(EVALUATE) == 1
+    assert "bonaware: task digits needs its data" in capsys.readouterr().err
+    assert not lm.loaded
+
+
 def test_debug_shows_the_traceback(lm):
     with pytest.raises(ValueError, match="need n >= 1"):
         cli.main([*EVALUATE, "--n", "0", "--debug"])
