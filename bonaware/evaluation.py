@@ -221,6 +221,14 @@ def evaluate(
     -----
     Sample i of a prompt depends on the seed, the prompt and i only, so a run that was
     stopped and continued has the samples of one that was not.
+
+    Examples
+    --------
+    >>> import bonaware as bon
+    >>> lm = bon.LM.load("models/stories")  # doctest: +SKIP
+    >>> run = bon.evaluate(lm, "keywords", n=32, store="run.sqlite")  # doctest: +SKIP
+    >>> run.curves().mean["pass@k"][-1]  # doctest: +SKIP
+    1.0
     """
     n, schedule = _check_sampling(n, temperature)
     which_k(k, n)

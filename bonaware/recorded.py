@@ -90,6 +90,17 @@ def evaluate_recorded(
     -----
     An entry that is itself a list counts by its first element, as reward models write
     ``[[0.3], [1.2]]`` and some logs ``[["42", tokens], ...]``.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name, "rows.jsonl")
+    >>> _ = path.write_text('{"correct": [1, 0], "rm": [0.2, 0.9], "pred": ["4", "5"]}')
+    >>> run = evaluate_recorded(path, scores=["rm"])
+    >>> run.curves().mean["pass@k"], run.selected()
+    (array([0.5, 1. ]), {'rm': 0.0, 'majority': 1.0})
+    >>> folder.cleanup()
     """
     path = Path(path)
     with path.open("rb") as file:
