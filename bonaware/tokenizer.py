@@ -117,16 +117,20 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """Text of every id inside a text; BROKEN marks parts of characters."""
         bound = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        start = len(self._decode(self.anchor, False))
         rows = [[*self.anchor, id] for id in range(bound)]
         with _sentence("the vocabulary cannot be decoded"):
             texts = self._backend.decode_batch(rows, skip_special_tokens=False)
-        return [text[start:] for text in texts]
+        return [text[self.anchored:] for text in texts]
 
     @cached_property
     def anchor(self) -> list[int]:
         """Ids to decode in front: decoders drop a blank at the very start of a text."""
         return self.encode("a", add_special_tokens=False).tolist()
+
+    @cached_property
+    def anchored(self) -> int:
+        """Characters that the anchor's text takes."""
+        return len(self._decode(self.anchor, False))
 
     # -- text ----------------------------------------------------------------
 
@@ -356,9 +360,8 @@ class StopStrings:
 
     def _inside(self, ids: list[int], skip_special_tokens: bool) -> str:
         """Text of ids as it is inside a text."""
-        anchor = self._tokenizer.anchor
-        start = len(self._tokenizer.decode(anchor))
-        return self._tokenizer.decode([*anchor, *ids], skip_special_tokens)[start:]
+        anchored = [*self._tokenizer.anchor, *ids]
+        return self._tokenizer.decode(anchored, skip_special_tokens)[self._tokenizer.anchored:]
 
 
 @contextlib.contextmanager

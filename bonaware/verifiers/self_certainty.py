@@ -21,7 +21,7 @@ class SelfCertainty:
     -----
     ``-(1 / (T V)) * sum_t sum_v log(V p(v | prompt, tokens before t))`` for T tokens and a
     vocabulary of V, at temperature 1. The engine adds it up while it draws.
-    Source: Kang, Zhao, Song 2025, arXiv:2502.18581, eq. 9.
+    Source: Kang, Zhao, Song 2025, arXiv:2502.18581, where self-certainty is defined.
     """
 
     def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
