@@ -28,7 +28,7 @@ class Curves:
     k : int64, shape [K]
         Samples that the selector sees.
     mean, low, high : dict of name -> float64, shape [K]
-        In the unit of the reward; low and high bound the interval.
+        In the unit of the reward; low and high bound the interval, NaN for a single prompt.
     n : int
         Samples per prompt that the estimates come from (the fewest, where prompts differ).
     prompts : int
@@ -60,7 +60,7 @@ class Curves:
         return table.assign(n=self.n, prompts=self.prompts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain lists and numbers, for JSON."""
+        """The same as plain lists and numbers, for JSON; a missing bound is None."""
         parts = {"mean": self.mean, "low": self.low, "high": self.high}
         return {
             "k": self.k.tolist(),
@@ -68,7 +68,7 @@ class Curves:
             "prompts": self.prompts,
             "level": self.level,
             "curves": {
-                name: {part: values[name].tolist() for part, values in parts.items()}
+                name: {part: _plain(values[name]) for part, values in parts.items()}
                 for name in self.mean
             },
         }
@@ -103,11 +103,14 @@ class Curves:
             row = [str(k)]
             for name in self.mean:
                 mean, low, high = (part[name][j] for part in (self.mean, self.low, self.high))
-                row.append(f"{_number(mean)} [{_number(low)}, {_number(high)}]")
+                bounds = "" if np.isnan(low) else f" [{_number(low)}, {_number(high)}]"
+                row.append(_number(mean) + bounds)
             rows.append(row)
         return rows
 
     def _note(self) -> str:
+        if self.prompts == 1:
+            return f"estimated from n={self.n} samples of 1 prompt; an interval needs at least 2"
         return (
             f"estimated from n={self.n} samples of each of {self.prompts} prompts; "
             f"[{100 * self.level:g} % interval, bootstrap over prompts]"
@@ -170,10 +173,7 @@ def curves(
         values[f"best-of-k by {name}"] = estimators.best_of_k(rewards, ks, score, mask=mask)
     if answers is not None:
         values["majority@k"] = estimators.majority_at_k(answers, rewards, ks, mask=mask)
-    bounds = {
-        name: estimators.interval(value, axis=0, level=level, rng=BOOTSTRAP_SEED)
-        for name, value in values.items()
-    }
+    bounds = {name: _interval(value, level) for name, value in values.items()}
     return Curves(
         k=np.array(ks),
         mean={name: value.mean(axis=0) for name, value in values.items()},
@@ -203,6 +203,19 @@ def which_k(k: Sequence[int] | None, n: int) -> list[int]:
     if not len(k) or min(k) < 1 or max(k) > n:
         raise ValueError(f"need 1 <= k <= n, but n is {n} and k is {list(k)}")
     return list(k)
+
+
+def _interval(
+    values: NDArray[np.float64], level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds [K] of the mean over prompts of values [P, K]; NaN where P is 1."""
+    if len(values) == 1:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    return estimators.interval(values, axis=0, level=level, rng=BOOTSTRAP_SEED)
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _number(value: float) -> str:

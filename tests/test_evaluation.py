@@ -347,6 +347,16 @@ def test_summary_is_an_aligned_table():
     assert "chosen from all samples (ties: lowest index): likelihood 0." in lines[8]
 
 
+def test_one_prompt_has_figures_but_no_interval():
+    made = run(limit=1)
+    curves = made.curves()
+    assert curves.mean["pass@k"][0] == made.rewards.mean()
+    assert np.isnan(curves.low["pass@k"]).all()
+    assert curves.to_dict()["curves"]["pass@k"]["high"] == [None] * 4
+    assert "from n=8 samples of 1 prompt; an interval needs at least 2" in repr(made)
+    assert "nan" not in repr(made)
+
+
 def test_html_escapes_the_models_name():
     lm = FakeLM()
     lm.name = "<script>"
