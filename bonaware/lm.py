@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import routes
+from bonaware._progress import Bar, Progress
 from bonaware.checkpoint import Checkpoint
 from bonaware.config import engine, usable_threads
 from bonaware.samples import Request, Sample, Samples, Stats, seed_of
@@ -26,7 +27,6 @@ from bonaware.tokenizer import StopStrings, Tokenizer
 __all__ = ["LM"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-Progress = bool | Callable[[Sample], None] | None
 
 DTYPES = ("float32", "bfloat16")
 # Live samples at most: more rows than this no longer make a matrix product more efficient.
@@ -314,7 +314,7 @@ class LM:
             min_p=min_p, max_new_tokens=max_new_tokens, stop_strings=stop_strings, rng=rng,
         )
         samples = []
-        with _Bar(len(prompts) * n, progress) as bar:
+        with Bar(len(prompts) * n, progress) as bar:
             try:
                 for sample in drawing:
                     samples.append(sample)
@@ -496,36 +496,6 @@ class Drawing(Iterator[Sample]):
             return self.lm.tokenizer.decode_completion(request.tokens, kept), reason
         text, found = self._stops.cut(request.tokens, kept)
         return text, "stop" if found else reason
-
-
-class _Bar:
-    """One bar that counts samples, a caller's function instead of it, or nothing."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.call = progress if callable(progress) else None
-        self.bar = None
-        self.tokens = 0
-        if self.call is None and progress is not False:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, unit="sample", disable=None if progress is None else False)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def __call__(self, sample: Sample) -> None:
-        if self.call is not None:
-            self.call(sample)
-        elif self.bar is not None:
-            self.tokens += len(sample.tokens)
-            elapsed = self.bar.format_dict["elapsed"]
-            self.bar.set_postfix_str(f"{self.tokens / max(elapsed, 1e-9):.0f} tokens/s",
-                                     refresh=False)
-            self.bar.update()
 
 
 # -- conversions ---------------------------------------------------------------
