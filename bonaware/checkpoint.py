@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "read_json"]
 
 MAX_JSON = 100_000_000  # bytes; published indexes and tokenizers are below 40 MB
+MAX_FILE_NAME = 255  # bytes in every file system of Linux
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What belongs to a model beside its weights; all but config.json may be missing.
@@ -179,7 +180,7 @@ class Checkpoint:
         for name, shard in table.items():
             # A plain name: what lies outside the folder is none of the checkpoint's business.
             if not isinstance(shard, str) or not shard.endswith(".safetensors") or (
-                "/" in shard or "\\" in shard or "\0" in shard
+                len(shard) > MAX_FILE_NAME or any(c in shard for c in "/\\\0")
             ):
                 raise ValueError(f"{path}: the file of tensor {show(name)} must be the name of a "
                                  f".safetensors file in the same folder, found {show(shard)}")

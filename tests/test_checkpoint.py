@@ -217,7 +217,8 @@ def test_missing_shard_is_named(folder):
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "x/y.safetensors", "a",
-                                   "..", "", None, 3, ["m"], "a\\b.safetensors", "a\0.safetensors"])
+                                   "..", "", None, 3, ["m"], "a\\b.safetensors", "a\0.safetensors",
+                                   "a" * 300 + ".safetensors"])
 def test_shard_must_be_a_file_of_the_folder(folder, shard):
     def change(index):
         index["weight_map"]["lm_head.weight"] = shard

@@ -5,6 +5,7 @@ case. BON_FUZZ is the number of cases (default 300; `make fuzz`: 10000). Case N 
 `python tests/test_fuzz.py FOLDER 1 N`. The safetensors reader alone has tests/c/fuzz_weights.c.
 """
 
+import copy
 import faulthandler
 import json
 import os
@@ -62,12 +63,12 @@ def mutate_value(value, rng):
         del container[key]
     elif action == 1:
         other, other_key = rng.choice(everywhere)
-        container[key] = json.loads(json.dumps(other[other_key]))
+        container[key] = copy.deepcopy(other[other_key])
     elif action == 2 and isinstance(container, dict):
         container[rng.choice(("x", "", "rope_scaling", "sliding_window", "eos_token_id"))] = (
             container.pop(key))
     else:
-        container[key] = rng.choice(HOSTILE)
+        container[key] = copy.deepcopy(rng.choice(HOSTILE))
 
 
 def mutate_bytes(data, rng):
