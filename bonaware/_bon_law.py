@@ -83,7 +83,7 @@ def _binary_kl(fail: Floats, k: Floats) -> Floats:
         right = -np.expm1(k * log_fail)  # 1 - f**k
         gain = np.where(right > 0, right * (np.log(right) - np.log1p(-fail)), 0.0)
         loss = np.where(fail > 0, fail**k * (k - 1) * log_fail, 0.0)
-    return gain + loss
+    return np.where(k > 1, gain + loss, 0.0)
 
 
 def _empirical_kl(scores: Floats, ks: NDArray[np.int64], mask: ArrayLike | None) -> Floats:

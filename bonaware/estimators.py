@@ -137,8 +137,6 @@ def best_of_k(
     rewards = np.ascontiguousarray(rewards, np.float64)
     scores = rewards if scores is None else np.ascontiguousarray(scores, np.float64)
     need_same_shape(scores, "scores", rewards, "rewards")
-    if rewards.ndim == 0:
-        raise ValueError("rewards must have the shape [..., n], got a single number")
     *batch, n = rewards.shape
     rows = (math.prod(batch), n)
     flat_rewards = rewards.reshape(rows)

@@ -257,8 +257,7 @@ static int by_falling_score(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Sorts one lane by whole scores: keys that agree but for the index may stand
- * in the wrong order where the scores differ in those bits only. */
+/* Sorts one lane by whole scores. */
 static void sort_lane(const ranking *by, size_t lane)
 {
     double *scores = by->scores + lane, *values = by->values + lane, *pairs = by->pairs;
@@ -273,6 +272,8 @@ static void sort_lane(const ranking *by, size_t lane)
     }
 }
 
+/* Keys that agree but for the index may stand in the wrong order where the
+ * scores differ in those bits only. */
 BON_INLINE void sort_what_keys_could_not(const ranking *by)
 {
     int64_t wrong[LANES] = {0};
@@ -369,10 +370,28 @@ BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, doub
 
 /* -- best-of-k: rows ------------------------------------------------------- */
 
+/* From here on a network with lanes to spare costs more than sorting each row. */
+enum { LONG_ROW = 1024 };
+
+/* A few long rows, one by one. False where a value is not finite. */
+BON_INLINE int best_of_long_rows(const ranking *by, const double *scores,
+                                 const double *rewards, size_t rows, double *out)
+{
+    load_lanes(scores, rows, by->n, by->scores);
+    load_lanes(rewards, rows, by->n, by->values);
+    if (!all_finite(by->scores, by->n) || !all_finite(by->values, by->n)) return 0;
+    for (size_t l = 0; l < rows; l++) sort_lane(by, l);
+    share_ties(by);
+    weigh(by, by->values, rows, out);
+    return 1;
+}
+
 /* At most LANES rows. False where a value is not finite. */
 BON_INLINE int best_of_rows(const ranking *by, const double *scores, const double *rewards,
                             size_t rows, double *out)
 {
+    if (rows < LANES && by->n >= LONG_ROW)
+        return best_of_long_rows(by, scores, rewards, rows, out);
     load_lanes(scores, rows, by->n, by->keys);
     if (!all_finite(by->keys, by->n)) return 0;
     if (scores == rewards) { /* equal scores have equal rewards: nothing to share */

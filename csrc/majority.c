@@ -528,7 +528,8 @@ typedef struct {
     const tally *row;
     const double *rewards;  /* [n] */
     const int64_t *weights; /* [n] */
-    int32_t *samples;       /* [n] the order */
+    int32_t *samples;       /* [n] places that hold one */
+    int32_t *order;         /* [n] the same, shuffled */
     int64_t *totals;        /* [answers] weight so far, -1: none seen */
     double *firsts;         /* [answers] reward of the first seen */
 } running;
@@ -538,13 +539,13 @@ static void draw_order(const running *vote, shuffler *from)
 {
     const tally *row = vote->row;
     for (size_t g = 0; g < row->answers; g++) vote->totals[g] = -1;
+    memcpy(vote->order, vote->samples, row->samples * sizeof *vote->order);
     int64_t best = -1;
     double tied = 0.0, winners = 1.0, reward = 0.0;
     for (size_t j = 0; j < row->k_max; j++) {
         const size_t pick = j + draw_below(from, row->samples - j);
-        const int32_t i = vote->samples[pick], g = row->groups[i];
-        vote->samples[pick] = vote->samples[j];
-        vote->samples[j] = i;
+        const int32_t i = vote->order[pick], g = row->groups[i];
+        vote->order[pick] = vote->order[j];
         if (g < 0) {
             if (j == 0) reward = vote->rewards[i];
         } else {
@@ -633,6 +634,7 @@ static size_t lay_out(size_t n, int weighted, void *scratch, workspace *work)
     work->at.next = padded(&from, n + 1);
     work->at.zeros = padded(&from, n + 1);
     work->vote.samples = piece(&from, n, sizeof(int32_t));
+    work->vote.order = piece(&from, n, sizeof(int32_t));
     work->vote.totals = piece(&from, n, sizeof(int64_t));
     work->vote.firsts = piece(&from, n, sizeof(double));
     work->weights = piece(&from, n, sizeof(int64_t));

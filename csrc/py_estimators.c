@@ -138,7 +138,8 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
         PyErr_Format(PyExc_ValueError, "need n <= 2**30 samples in a row, got %zu", in->n);
         return -1;
     }
-    const size_t chunk = rows_per_chunk(in->n * (nk + 32) / 8);
+    size_t chunk = rows_per_chunk(in->n * (nk + 32) / 8);
+    if (chunk > 8) chunk = chunk / 8 * 8; /* the core does eight rows at a time */
     for (size_t at = 0; at < in->rows; at += chunk) {
         size_t bad = 0;
         Py_BEGIN_ALLOW_THREADS

@@ -1,0 +1,205 @@
+/* test_estimators.c - estimators on their own: values by hand, errors, no Python. */
+#include <string.h>
+
+#include "check.h"
+#include "estimators.h"
+#include "majority.h"
+
+enum { ROOM = 64 };
+
+static void test_pass_at_k_known_values(void)
+{
+    const int64_t n[] = {4, 4, 4, 4}, c[] = {0, 1, 2, 4}, k = 2;
+    double out[4], table[ROOM];
+    size_t bad;
+    for (size_t room = 0; room <= ROOM; room += ROOM) {
+        CHECK(bon_pass_at_k(n, c, 4, &k, 1, table, room, out, &bad) == BON_OK);
+        CHECK_CLOSE(out[0], 0.0);
+        CHECK_CLOSE(out[1], 1.0 / 2.0);
+        CHECK_CLOSE(out[2], 5.0 / 6.0);
+        CHECK_CLOSE(out[3], 1.0);
+    }
+}
+
+static void test_pass_at_k_at_the_largest_n(void)
+{
+    const int64_t n[] = {BON_MAX_SAMPLES}, c[] = {BON_MAX_SAMPLES / 2};
+    const int64_t k = BON_MAX_SAMPLES / 2;
+    double out[1], table[ROOM];
+    size_t bad;
+    CHECK(bon_pass_at_k(n, c, 1, &k, 1, table, ROOM, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[0], 1.0);
+}
+
+/* Eight equal n: from the second row on the answers come from the table. */
+static void test_pass_at_k_reports_first_bad_prompt(void)
+{
+    const int64_t n[] = {4, 4, 4, 4, 4, 4, 4, 4}, c[] = {1, 1, 1, 1, 1, 1, 5, 9}, k = 1;
+    const int64_t few[] = {4, 4, 3, 1};
+    double out[8], table[ROOM];
+    size_t bad = 99;
+    CHECK(bon_pass_at_k(n, c, 8, &k, 1, table, ROOM, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(bad == 6);
+    const int64_t ks[] = {2, 4};
+    CHECK(bon_pass_at_k(few, c, 4, ks, 2, table, ROOM, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(bad == 2);
+    const int64_t zero = 0;
+    CHECK(bon_pass_at_k(n, c, 8, &zero, 1, table, ROOM, out, &bad) == BON_ERR_DOMAIN);
+}
+
+static bon_status best(const double *scores, const double *rewards, size_t rows, size_t n,
+                       int64_t k, double *out, size_t *bad)
+{
+    double weights[ROOM * 8], scratch[26 * ROOM];
+    const bon_status status = bon_rank_weights(n, &k, 1, weights);
+    if (status != BON_OK) return status;
+    return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, scratch, out, 1, bad);
+}
+
+static void test_best_of_k_splits_ties_evenly(void)
+{
+    const double scores[] = {1, 1, 0, 1}, rewards[] = {3, 6, 100, 0};
+    double out[1];
+    size_t bad;
+    CHECK(best(scores, rewards, 1, 4, 4, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[0], 3.0);
+    CHECK(best(rewards, rewards, 1, 4, 4, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[0], 100.0);
+}
+
+static void test_best_of_k_does_rows_in_any_number(void)
+{
+    double scores[19 * 3], out[19];
+    for (size_t i = 0; i < 19 * 3; i++) scores[i] = (double)((i * 7) % 10);
+    size_t bad;
+    CHECK(best(scores, scores, 19, 3, 3, out, &bad) == BON_OK);
+    for (size_t r = 0; r < 19; r++) {
+        const double *s = scores + 3 * r;
+        CHECK_CLOSE(out[r], fmax(s[0], fmax(s[1], s[2])));
+    }
+}
+
+static void test_best_of_k_rejects_bad_k_and_nan(void)
+{
+    const double r[] = {1, 2, NAN, 4}, fine[] = {1, 1, 1, 1};
+    double out[2];
+    size_t bad = 99;
+    CHECK(best(r, r, 2, 2, 0, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(best(r, r, 2, 2, 3, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(best(r, r, 2, 0, 1, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(bad == 99);
+    for (int64_t k = 1; k <= 2; k++) {
+        CHECK(best(r, r, 2, 2, k, out, &bad) == BON_ERR_NOT_FINITE);
+        CHECK(bad == 2);
+        CHECK(best(r, fine, 2, 2, k, out, &bad) == BON_ERR_NOT_FINITE);
+        CHECK(best(fine, r, 2, 2, k, out, &bad) == BON_ERR_NOT_FINITE);
+        CHECK(bad == 2);
+    }
+}
+
+/* Exactly as much scratch as the header says, so that ASan sees a byte more. */
+static bon_status vote(const int64_t *codes, const double *weights, const double *rewards,
+                       size_t rows, size_t n, const int64_t *ks, size_t nk, double *out,
+                       size_t *bad)
+{
+    void *scratch = malloc(bon_majority_scratch(n, weights != NULL) + 1);
+    double *table = malloc(bon_majority_table(n) * sizeof *table);
+    CHECK(scratch != NULL && table != NULL);
+    bon_fill_majority_table(n, table);
+    const bon_status status = bon_majority_at_k(codes, weights, rewards, rows, n, ks, nk,
+                                                table, scratch, 7, 0, out, bad);
+    free(table);
+    free(scratch);
+    return status;
+}
+
+static void test_majority_at_k_known_values(void)
+{
+    const int64_t codes[] = {5, 5, 9, -1, -2}, ks[] = {1, 2, 3, 4};
+    const double rewards[] = {1, 1, 0, 0, NAN}, weights[] = {1, 1, 2.5, NAN, NAN};
+    double out[4];
+    size_t bad;
+    CHECK(vote(codes, NULL, rewards, 1, 5, ks, 4, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[0], 1.0 / 2.0); /* the mean */
+    CHECK_CLOSE(out[1], 4.0 / 6.0); /* 55 and twice 5- win, 59 twice is a tie, 9- loses */
+    CHECK_CLOSE(out[2], 3.0 / 4.0); /* 559, 55- win, 59- twice is a tie */
+    CHECK_CLOSE(out[3], 1.0);
+    CHECK(vote(codes, weights, rewards, 1, 5, ks, 4, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[1], 3.0 / 6.0);
+    CHECK_CLOSE(out[3], 0.0);
+}
+
+static void test_majority_at_k_adds_up_over_answers_of_every_kind_of_row(void)
+{
+    enum { N = 48, ROWS = 24 };
+    static int64_t codes[ROWS * N];
+    static double rewards[ROWS * N], weights[ROWS * N], out[ROWS * N], sum[ROWS * N];
+    int64_t ks[N];
+    size_t bad;
+    for (size_t k = 0; k < N; k++) ks[k] = (int64_t)k + 1;
+    for (size_t i = 0; i < ROWS * N; i++) {
+        codes[i] = (int64_t)((i * i + i / N) % (i / N + 1)); /* row r: up to r + 1 answers */
+        weights[i] = (double)(i % 3);
+    }
+    for (int weighted = 0; weighted < 2; weighted++) {
+        memset(sum, 0, sizeof sum);
+        for (int64_t answer = 0; answer < ROWS; answer++) {
+            for (size_t i = 0; i < ROWS * N; i++) rewards[i] = codes[i] == answer;
+            CHECK(vote(codes, weighted ? weights : NULL, rewards, ROWS, N, ks, N, out, &bad)
+                  == BON_OK);
+            for (size_t i = 0; i < ROWS * N; i++) sum[i] += out[i];
+        }
+        for (size_t i = 0; i < ROWS * N; i++) CHECK_CLOSE(sum[i], 1.0);
+    }
+}
+
+static void test_majority_at_k_of_too_many_sums_is_resampled(void)
+{
+    enum { N = 40 };
+    int64_t codes[N], k = N;
+    double rewards[N], weights[N], out[1];
+    size_t bad;
+    for (size_t i = 0; i < N; i++) {
+        codes[i] = (int64_t)(i % 2);
+        rewards[i] = (double)codes[i];
+        weights[i] = 1.0 + (double)codes[i] + 1.0 / (double)(i + 3);
+    }
+    CHECK(vote(codes, weights, rewards, 1, N, &k, 1, out, &bad) == BON_OK);
+    CHECK_CLOSE(out[0], 1.0);
+}
+
+static void test_majority_at_k_rejects_by_position(void)
+{
+    int64_t codes[] = {0, 1, 0, 1}, k = 2;
+    double rewards[] = {0, 0, 0, 0}, weights[] = {1, 1, 1, 1}, out[2];
+    size_t bad = 99;
+    codes[3] = -3;
+    CHECK(vote(codes, NULL, rewards, 2, 2, &k, 1, out, &bad) == BON_ERR_DOMAIN && bad == 3);
+    codes[3] = -2;
+    CHECK(vote(codes, NULL, rewards, 2, 2, &k, 1, out, &bad) == BON_ERR_DOMAIN && bad == 2);
+    codes[3] = 1;
+    rewards[1] = INFINITY;
+    CHECK(vote(codes, NULL, rewards, 2, 2, &k, 1, out, &bad) == BON_ERR_NOT_FINITE);
+    CHECK(bad == 1);
+    rewards[1] = 0;
+    weights[3] = -1;
+    CHECK(vote(codes, weights, rewards, 2, 2, &k, 1, out, &bad) == BON_ERR_DOMAIN);
+    CHECK(bad == 3);
+    k = 3;
+    CHECK(vote(codes, NULL, rewards, 2, 2, &k, 1, out, &bad) == BON_ERR_DOMAIN);
+}
+
+int main(void)
+{
+    test_pass_at_k_known_values();
+    test_pass_at_k_at_the_largest_n();
+    test_pass_at_k_reports_first_bad_prompt();
+    test_best_of_k_splits_ties_evenly();
+    test_best_of_k_does_rows_in_any_number();
+    test_best_of_k_rejects_bad_k_and_nan();
+    test_majority_at_k_known_values();
+    test_majority_at_k_adds_up_over_answers_of_every_kind_of_row();
+    test_majority_at_k_of_too_many_sums_is_resampled();
+    test_majority_at_k_rejects_by_position();
+    return 0;
+}
