@@ -1,0 +1,28 @@
+"""Every notebook runs from top to bottom and is committed without outputs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_committed_without_outputs(path):
+    assert all(not c["outputs"] and c["execution_count"] is None for c in code_cells(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, data, monkeypatch):
+    pytest.importorskip("bonaware._engine")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.setenv("BONAWARE_DATA", str(data))
+    names: dict = {}
+    for cell in code_cells(path):
+        exec(compile("".join(cell["source"]), path.name, "exec"), names)
