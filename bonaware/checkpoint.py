@@ -51,9 +51,10 @@ def read_json(path: Path) -> dict[str, Any]:
         a key twice or a number that is not finite.
     """
     with path.open("rb") as file:
-        data = file.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise ValueError(f"{path}: must have at most {MAX_JSON} bytes, but has more")
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON:
+            raise ValueError(f"{path}: must have at most {MAX_JSON} bytes, found {size}")
+        data = file.read(size)
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant,
