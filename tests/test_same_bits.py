@@ -16,7 +16,7 @@ import bonaware as bon
 NAMES = ["llama3", "gemma2", "gemma3", "qwen3", "wide"]
 DTYPES = ["float32", "bfloat16"]
 LENGTHS = [1, 15, 16, 17, 32, 33, 64, 90]
-NEW_TOKENS = 70
+NEW_TOKENS = 40  # own tokens cross a block, too
 
 
 def prompts_of(name):
@@ -93,10 +93,7 @@ def test_waves_within_a_small_memory_draw_the_same(loaded, tiny, name, dtype):
     budget = smallest_memory(path, prompts_of(name)[-1], NEW_TOKENS, dtype=dtype)
     for memory in (budget, 3 * budget):
         lm = bon.LM.load(path, dtype=dtype, memory=memory)
-        for p, prompt in enumerate(prompts_of(name)):
-            assert bits(draw(lm, [prompt])) == bits(together, p)
-        waves = draw(lm, prompts_of(name))
-        assert bits(waves) == bits(together)
+        assert bits(draw(lm, prompts_of(name))) == bits(together)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
