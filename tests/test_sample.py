@@ -204,7 +204,7 @@ def test_sample_refuses_a_row_without_a_token():
     {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.1},
 ], ids=str)
 def test_sample_refuses_options_out_of_bounds(how):
-    with pytest.raises(ValueError, match="need temperature >= 0"):
+    with pytest.raises(ValueError, match="need 0 <= u < 1, temperature >= 0"):
         draw(np.zeros(10), 0.5, **how)
 
 
