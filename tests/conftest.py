@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 if Path(bonaware.__file__).parents[1] == ROOT:
     os.environ["PYTHONPATH"] = str(ROOT)
 
+# Tests press Ctrl-C, which is ignored in what a shell runs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def data() -> Path:
@@ -31,6 +35,21 @@ def data() -> Path:
 def tiny(tmp_path_factory):
     """A function: name of a model of tiny.py and options -> its folder, written once."""
     return partial(cached_checkpoint, tmp_path_factory.getbasetemp() / "tiny")
+
+
+@pytest.fixture
+def by_onednn(monkeypatch, tmp_path):
+    """A function: dtype -> models loaded from now on use oneDNN for every product, or a skip."""
+    from bonaware import config, routes
+
+    def use(dtype):
+        if "onednn" not in config.engine().config()["routes"][dtype]:
+            pytest.skip(f"oneDNN cannot keep the same-bits rule in {dtype} on this machine")
+        monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
+        monkeypatch.setattr(routes, "SMALL", 0)
+        monkeypatch.setattr(routes, "_fastest", lambda *_: "onednn")
+
+    return use
 
 
 def pytest_addoption(parser):
