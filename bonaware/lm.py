@@ -76,7 +76,7 @@ class LM:
             *layer, slot = key.removeprefix("layers.").split(".")
             self._model.set(slot, int(layer[0]) if layer else 0, weights.array(name))
             weights.release(name)
-        self.routes = routes.choose(self._model, built.config(), dtype, threads)
+        self.routes = routes.choose(self._model, built.config(), dtype)
         self.memory = _default_memory() if memory is None else memory
         self.tokenizer = Tokenizer.load(checkpoint.path) if _has_tokenizer(checkpoint) else None
 

@@ -1,7 +1,7 @@
 """Which kernel computes which product: measured once per machine, kept on disk.
 
-A route (csrc/gemm.h) is chosen per (machine, threads, dtype, shape, phase) and never by the
-number of rows, so that a sample's bits do not depend on the batch. The measurement takes
+A route (csrc/gemm.h) is chosen per (machine, dtype, shape, phase), never by the number of rows or
+of threads, so that a sample's bits depend on neither. The measurement takes
 milliseconds per shape; its result is cached, because choosing anew could choose otherwise and
 two routes may differ in the last bit.
 """
@@ -46,11 +46,11 @@ def cache_file() -> Path:
     return Path(folder) / "routes.json"
 
 
-def choose(model: Any, built: dict[str, Any], dtype: str, threads: int) -> dict[str, str]:
+def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
     """Set the routes of a model's matrices; returns {"qkv 2048x2048 prefill": route, ...}."""
     cache = _read()
     machine = " | ".join((processor(), built["isa"], built["onednn_version"],
-                          built["onednn_isa"], f"{threads} threads"))
+                          built["onednn_isa"]))
     known = cache.setdefault(machine, {})
     before = dict(known)
     chosen: dict[str, str] = {}

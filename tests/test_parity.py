@@ -75,6 +75,16 @@ def test_bfloat16_logits_are_near_those_of_transformers(tiny, oracle, name):
     assert distance(got, oracle_logits(oracle(path), ids(name))) < BF16_ERROR
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("float32", F32_ERROR), ("bfloat16", BF16_ERROR)])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_by_onednn_are_as_near(tiny, oracle, by_onednn, name, dtype, error):
+    by_onednn(dtype)
+    path = tiny(name, dtype=dtype)
+    lm = bon.LM.load(path, dtype=dtype)
+    assert set(lm.routes.values()) == {"onednn"}
+    assert distance(lm.logits(ids(name)), oracle_logits(oracle(path), ids(name))) < error
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_are_the_same_from_one_file_or_many_in_either_spelling(tiny, name):
     want = bon.LM.load(tiny(name), dtype="float32").logits(ids(name))

@@ -122,6 +122,31 @@ def test_truncated_sampling_and_schedules_keep_the_rule(loaded, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["gemma3", "wide"])
+def test_onednn_keeps_the_rule(tiny, by_onednn, name, dtype):
+    by_onednn(dtype)
+    models = [bon.LM.load(tiny(name, dtype=dtype), dtype=dtype, threads=t) for t in (1, 2)]
+    assert set(models[0].routes.values()) == {"onednn"}
+    prompts = prompts_of(name)
+    together = draw(models[0], prompts)
+    assert bits(draw(models[1], prompts)) == bits(together)
+    for p in (0, 5):
+        assert bits(draw(models[1], [prompts[p]], n=1))[0, 0] == bits(together, p)[0, 0]
+
+
+def test_kernels_are_chosen_once_for_any_number_of_threads(tiny, monkeypatch, tmp_path):
+    from bonaware import routes
+
+    measured = []
+    monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
+    monkeypatch.setattr(routes, "SMALL", 0)
+    monkeypatch.setattr(routes, "_fastest", lambda *_: measured.append(1) or "tile")
+    for threads in (2, 1):
+        bon.LM.load(tiny("wide"), dtype="float32", threads=threads)
+        assert len(measured) == 10  # five shapes in two phases, measured by the first load
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_logp_do_not_depend_on_threads_or_neighbours(loaded, tiny, name, dtype):
     lm, samples = loaded(name, dtype)

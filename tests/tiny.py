@@ -148,7 +148,7 @@ def random_tensor(name, shape, config, rng, logit_scale=3.5):
         return 0.5 * noise
     if name.startswith(("model.embed", "lm_head")):
         return noise * np.float32(logit_scale / math.sqrt(shape[1]))
-    return noise * np.float32(1.5 / math.sqrt(shape[1]))
+    return noise * np.float32(1 / math.sqrt(shape[1]))
 
 
 def to_bfloat16(values):
