@@ -98,7 +98,7 @@ def test_a_config_that_is_no_json_object_is_named(broken, text):
 
 def test_an_unknown_architecture_is_named_with_the_known_ones(broken):
     path = broken(architectures=["MambaForCausalLM"], model_type="mamba")
-    with refuses(ValueError, r"config\.json", "LlamaForCausalLM", "Qwen3ForCausalLM", "MambaForCausalLM"):
+    with refuses(ValueError, r"config\.json", "LlamaForCausalLM", "found .MambaForCausalLM"):
         bon.LM.load(path)
 
 
