@@ -18,6 +18,7 @@ from bonaware import _estimators
 from bonaware._arguments import Floats, Ks, as_int64, as_ks, need_same_shape, place
 from bonaware._bon_law import bon_kl, bon_lambda, bon_policy
 from bonaware._coscaling import CoScaling, fit_coscaling
+from bonaware._parallel import for_rows
 from bonaware._votes import NO_SAMPLE, Answers, as_codes, as_mask
 
 __all__ = [
@@ -82,8 +83,13 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: Ks) -> Floats:
     """
     ks, shape = as_ks(k)
     n, c = np.broadcast_arrays(as_int64(n, "n"), as_int64(c, "c"))
-    flat = _estimators.pass_at_k(np.ravel(n), np.ravel(c), ks)
-    return flat.reshape(n.shape + shape)
+    flat_n, flat_c, out = np.ravel(n), np.ravel(c), np.empty((n.size, len(ks)))
+    for_rows(
+        lambda start, stop: _estimators.pass_at_k(flat_n, flat_c, ks, out, start, stop),
+        len(out),
+        8 * len(ks),
+    )
+    return out.reshape(n.shape + shape)
 
 
 def best_of_k(
@@ -142,7 +148,7 @@ def best_of_k(
     flat_rewards = rewards.reshape(rows)
     flat_scores = flat_rewards if scores is rewards else scores.reshape(rows)
     if mask is None:
-        flat = _estimators.best_of_k(flat_scores, flat_rewards, ks)
+        flat = _best_of_rows(flat_scores, flat_rewards, ks)
     else:
         flat_mask = as_mask(mask, rewards.shape, "rewards").reshape(rows)
         flat = _best_of_ragged(flat_scores, flat_rewards, flat_mask, ks)
@@ -265,8 +271,16 @@ def majority_at_k(
     if mask is not None:
         _need_k_samples(codes != NO_SAMPLE, ks)
     seed = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
-    flat = _estimators.majority_at_k(codes, weights, correct, ks, seed)
-    return flat.reshape(flat.shape[:1] + shape)
+    rows, n = codes.shape
+    out = np.empty((rows, len(ks)))
+    for_rows(
+        lambda start, stop: _estimators.majority_at_k(
+            codes, weights, correct, ks, seed, out, start, stop
+        ),
+        rows,
+        n * n if weights is None else 4096 * n,
+    )
+    return out.reshape((rows, *shape))
 
 
 # -- rates and intervals ------------------------------------------------------
@@ -391,7 +405,18 @@ def _resampled_means(values: Floats, rng: np.random.Generator) -> Floats:
     return means
 
 
-# -- rows with different numbers of samples -----------------------------------
+# -- rows ---------------------------------------------------------------------
+
+
+def _best_of_rows(scores: Floats, rewards: Floats, ks: NDArray[np.int64]) -> Floats:
+    rows, n = rewards.shape
+    out = np.empty((rows, len(ks)))
+    for_rows(
+        lambda start, stop: _estimators.best_of_k(scores, rewards, ks, out, start, stop),
+        rows,
+        n * (len(ks) // 8 + 4),
+    )
+    return out
 
 
 def _need_k_samples(mask: NDArray[np.bool_], ks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -417,5 +442,5 @@ def _best_of_ragged(
         rows = counts == n
         some_rewards = rewards[rows][mask[rows]].reshape(-1, n)
         some_scores = some_rewards if scores is rewards else scores[rows][mask[rows]].reshape(-1, n)
-        out[rows] = _estimators.best_of_k(some_scores, some_rewards, ks)
+        out[rows] = _best_of_rows(some_scores, some_rewards, ks)
     return out

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _select
+from bonaware._parallel import for_rows
 from bonaware._votes import Answers, as_codes, as_mask
 
 __all__ = ["best_of_n", "majority", "weighted_majority"]
@@ -48,7 +49,10 @@ def best_of_n(scores: ArrayLike, mask: ArrayLike | None = None) -> NDArray[np.in
         mask = as_mask(mask, scores.shape, "scores")
     if scores.ndim != 2:
         raise ValueError(f"scores must have the shape [P, n], got {scores.shape}")
-    return _select.best_of_n(scores, mask)
+    rows, n = scores.shape
+    out = np.empty(rows, np.int64)
+    for_rows(lambda start, stop: _select.best_of_n(scores, mask, out, start, stop), rows, n)
+    return out
 
 
 def majority(answers: Answers, mask: ArrayLike | None = None) -> NDArray[np.int64]:
@@ -86,7 +90,7 @@ def majority(answers: Answers, mask: ArrayLike | None = None) -> NDArray[np.int6
     >>> majority([["4", "5", "5", None], ["a", "b", "", None]])
     array([1, 0])
     """
-    return _select.majority(as_codes(answers, mask), None)
+    return _winners(as_codes(answers, mask), None)
 
 
 def weighted_majority(
@@ -133,4 +137,11 @@ def weighted_majority(
         raise ValueError(
             f"scores and answers must have the same shape, got {scores.shape} and {codes.shape}"
         )
-    return _select.majority(codes, scores)
+    return _winners(codes, scores)
+
+
+def _winners(codes: NDArray[np.int64], weights: NDArray[np.float64] | None) -> NDArray[np.int64]:
+    rows, n = codes.shape
+    out = np.empty(rows, np.int64)
+    for_rows(lambda start, stop: _select.majority(codes, weights, out, start, stop), rows, 8 * n)
+    return out

@@ -8,6 +8,8 @@
 #ifndef BON_DISPATCH_H
 #define BON_DISPATCH_H
 
+#include <stdint.h>
+
 #define BON_INLINE static inline __attribute__((always_inline))
 
 #if defined(__x86_64__)
@@ -20,5 +22,8 @@ static inline int bon_has_avx2(void) { return 0; }
 
 /* Four neighbouring doubles at any address. */
 typedef double bon_vec __attribute__((vector_size(32), aligned(8), may_alias));
+
+/* What a comparison of two bon_vec gives: all bits of an element, or none. */
+typedef int64_t bon_choice __attribute__((vector_size(32), aligned(8), may_alias));
 
 #endif /* BON_DISPATCH_H */

@@ -48,6 +48,14 @@ static int counts_fit(int64_t n, int64_t c, int64_t k_max)
     return n >= k_max && n <= BON_MAX_SAMPLES && c >= 0 && c <= n;
 }
 
+/* The bits that hold 0 .. n-1. */
+static uint64_t index_mask(uint64_t n)
+{
+    uint64_t mask = 1;
+    while (mask < n) mask *= 2;
+    return mask - 1;
+}
+
 /* How many prompts from here on have the same n; stops looking after limit. */
 static size_t run_of_equal(const int64_t *n, size_t len, int64_t limit)
 {
@@ -56,11 +64,25 @@ static size_t run_of_equal(const int64_t *n, size_t len, int64_t limit)
     return run;
 }
 
-/* Looks up prompts for as long as they have n samples; returns how many. */
-static size_t look_up(const double *table, int64_t n, const int64_t *ns,
+/* Looks up prompts for as long as they have n samples; returns how many. Most
+ * are done in blocks without a branch; where one of a block differs, the block
+ * is left to the loop below. mask + 1 is a power of two and the table has as
+ * many rows: no look-up leaves it. */
+enum { BLOCK = 64 };
+
+static size_t look_up(const double *table, uint64_t mask, int64_t n, const int64_t *ns,
                       const int64_t *c, size_t len, size_t nk, double *out)
 {
     size_t i = 0;
+    for (; nk == 1 && i + BLOCK <= len; i += BLOCK) {
+        uint64_t differ = 0;
+        for (size_t j = i; j < i + BLOCK; j++) {
+            const uint64_t cj = (uint64_t)c[j];
+            differ |= (uint64_t)(ns[j] ^ n) | (uint64_t)(cj > (uint64_t)n);
+            out[j] = table[cj & mask];
+        }
+        if (differ) break;
+    }
     for (; i < len && ns[i] == n; i++) {
         const int64_t ci = c[i];
         if (ci < 0 || ci > n) break;
@@ -86,12 +108,12 @@ bon_status bon_pass_at_k(const int64_t *n, const int64_t *c, size_t len,
             *bad = i;
             return BON_ERR_DOMAIN;
         }
-        const int64_t table_rows = nk ? (int64_t)(room / nk) : 0;
-        if (ni < table_rows && run_of_equal(n + i, len - i, ni) > (size_t)ni) {
+        const uint64_t mask = index_mask((uint64_t)ni + 1);
+        if (nk > 0 && mask < room / nk && run_of_equal(n + i, len - i, ni) > (size_t)ni) {
             for (int64_t ct = 0; ct <= ni; ct++)
                 for (size_t j = 0; j < nk; j++)
                     table[(size_t)ct * nk + j] = pass_at_k(ni, ct, ks[j]);
-            i += look_up(table, ni, n + i, c + i, len - i, nk, out + i * nk);
+            i += look_up(table, mask, ni, n + i, c + i, len - i, nk, out + i * nk);
             continue;
         }
         for (size_t j = 0; j < nk; j++) out[i * nk + j] = pass_at_k(ni, ci, ks[j]);
@@ -106,21 +128,23 @@ bon_status bon_pass_at_k(const int64_t *n, const int64_t *c, size_t len,
  * in and all better ranks are out, which has the chance
  *
  *   w(i) = C(n-1-i, k-1) / C(n, k),   w(0) = k/n,
- *   w(i+1) = w(i) * (n-k-i) / (n-1-i),   0 from rank n-k+1 on. */
+ *   w(i+1) = w(i) * (n-k-i) / (n-1-i),   0 after rank n-k. */
 bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weights)
 {
     if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
+    for (size_t j = 0; j < nk; j++)
+        if (ks[j] < 1 || ks[j] > (int64_t)n) return BON_ERR_DOMAIN;
+
     const size_t stride = bon_rank_stride(nk);
-    memset(weights, 0, n * stride * sizeof *weights);
-    for (size_t j = 0; j < nk; j++) {
-        const int64_t k = ks[j];
-        if (k < 1 || k > (int64_t)n) return BON_ERR_DOMAIN;
-        const size_t last_winner = n - (size_t)k;
-        double weight = (double)k / (double)n;
-        for (size_t i = 0; i <= last_winner; i++) {
-            weights[i * stride + j] = weight;
-            weight *= (double)(last_winner - i) / (double)(n - 1 - i);
-        }
+    for (size_t j = 0; j < stride; j++)
+        weights[j] = j < nk ? (double)ks[j] / (double)n : 0.0;
+    for (size_t i = 0; i + 1 < n; i++) {
+        const double *here = weights + i * stride;
+        double *next = weights + (i + 1) * stride;
+        const double share = 1.0 / (double)(n - 1 - i);
+        for (size_t j = 0; j < nk; j++)
+            next[j] = here[j] * (double)((int64_t)(n - i) - ks[j]) * share;
+        for (size_t j = nk; j < stride; j++) next[j] = 0.0;
     }
     return BON_OK;
 }
@@ -154,14 +178,6 @@ static double from_bits(uint64_t bits)
     double x;
     memcpy(&x, &bits, sizeof x);
     return x;
-}
-
-/* Enough bits for 0 .. n-1. */
-static uint64_t index_mask(size_t n)
-{
-    uint64_t mask = 1;
-    while (mask < n) mask *= 2;
-    return mask - 1;
 }
 
 /* to[i * LANES + l] = row l of from, place i; lanes beyond `rows` repeat the last row. */

@@ -40,8 +40,9 @@
  *   c          [len]      samples correct,  0 <= c[i] <= n[i]
  *   ks         [nk]       tries,            ks[j] >= 1
  *   table      [room]     scratch; where more than n[i] neighbours have equal n
- *                         and (n[i] + 1) * nk <= room, the answers for all c
- *                         are computed once and looked up. Same bits either way.
+ *                         and 2 * (n[i] + 1) * nk <= room, the answers for all
+ *                         c are computed once and looked up; the same bits
+ *                         either way
  *   out        [len, nk]  probability in [0, 1]; small ones keep their relative
  *                         accuracy (about min(c, k) roundings)
  *   bad                   index into n and c

@@ -69,6 +69,16 @@ static inline PyArrayObject *as_array(PyObject *obj, int typenum, int ndim,
     return NULL;
 }
 
+/* The same for an array that the core writes to. */
+static inline PyArrayObject *as_output(PyObject *obj, int typenum, int ndim,
+                                       const char *name)
+{
+    PyArrayObject *array = as_array(obj, typenum, ndim, name);
+    if (array == NULL || PyArray_ISWRITEABLE(array)) return array;
+    PyErr_Format(PyExc_ValueError, "%s must be writeable", name);
+    return NULL;
+}
+
 /* True when both have the same shape; else ValueError names both shapes. */
 static inline int same_shape(PyArrayObject *a, const char *a_name,
                              PyArrayObject *b, const char *b_name)
@@ -82,6 +92,25 @@ static inline int same_shape(PyArrayObject *a, const char *a_name,
                      b_name, a_shape, b_shape);
     Py_XDECREF(a_shape);
     Py_XDECREF(b_shape);
+    return 0;
+}
+
+/* Part of the rows of an array. */
+typedef struct {
+    size_t start, stop;
+} row_range;
+
+/* True for 0 <= start <= stop <= rows; else ValueError. */
+static inline int as_range(Py_ssize_t start, Py_ssize_t stop, npy_intp rows,
+                           row_range *range)
+{
+    if (0 <= start && start <= stop && stop <= rows) {
+        *range = (row_range){(size_t)start, (size_t)stop};
+        return 1;
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "need 0 <= start <= stop <= rows, got start=%zd, stop=%zd with %zd rows",
+                 start, stop, rows);
     return 0;
 }
 

@@ -18,7 +18,7 @@
 #define PASS_ROWS ((size_t)4096)
 
 /* Doubles of a table of rank weights, if eight values of k fit. */
-#define RANK_TABLE ((size_t)1 << 20)
+#define RANK_TABLE ((size_t)1 << 22)
 
 /* The values of k as an array with all of them in 1 .. n, or NULL with an
  * exception set. */
@@ -41,33 +41,45 @@ static PyArrayObject *as_ks(PyObject *obj, npy_intp n, int64_t *k_max)
     return ks;
 }
 
+/* True if out is [rows, nk]; else ValueError. */
+static int fits(PyArrayObject *out, npy_intp rows, npy_intp nk)
+{
+    if (PyArray_DIM(out, 0) == rows && PyArray_DIM(out, 1) == nk) return 1;
+    PyErr_Format(PyExc_ValueError, "out must have the shape (%zd, %zd), got (%zd, %zd)",
+                 rows, nk, PyArray_DIM(out, 0), PyArray_DIM(out, 1));
+    return 0;
+}
+
 /* -- functions ------------------------------------------------------------- */
 
-/* Every function has the same four parts: parse, check, compute in chunks
- * without the GIL, and one exit at done that drops whatever this function
- * owns. On success the result is a second reference to out. */
+/* Every function writes rows start .. stop-1 of out, so that several threads can
+ * share one call's work, and has the same four parts: parse, check, compute in
+ * chunks without the GIL, and one exit at done that drops what it owns. */
 
 PyDoc_STRVAR(pass_at_k_doc,
-"pass_at_k(n, c, k, /)\n--\n\n"
-"See bonaware.estimators.pass_at_k. n, c: int64 [len]; k: int64 [nk].\n"
-"Returns float64 [len, nk].");
+"pass_at_k(n, c, k, out, start, stop, /)\n--\n\n"
+"See bonaware.estimators.pass_at_k. n, c: int64 [len]; k: int64 [nk];\n"
+"out: float64 [len, nk].");
 
 static PyObject *py_pass_at_k(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *n_obj, *c_obj, *k_obj;
-    if (!PyArg_ParseTuple(args, "OOO:pass_at_k", &n_obj, &c_obj, &k_obj)) return NULL;
+    PyObject *n_obj, *c_obj, *k_obj, *out_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOOnn:pass_at_k", &n_obj, &c_obj, &k_obj, &out_obj, &start,
+                          &stop))
+        return NULL;
 
-    PyArrayObject *n, *c, *k;
+    PyArrayObject *n, *c, *k, *out;
+    row_range range;
     if ((n = as_array(n_obj, NPY_INT64, 1, "n")) == NULL
         || (c = as_array(c_obj, NPY_INT64, 1, "c")) == NULL
-        || (k = as_array(k_obj, NPY_INT64, 1, "k")) == NULL)
+        || (k = as_array(k_obj, NPY_INT64, 1, "k")) == NULL
+        || (out = as_output(out_obj, NPY_DOUBLE, 2, "out")) == NULL
+        || !same_shape(n, "n", c, "c")
+        || !fits(out, PyArray_DIM(n, 0), PyArray_DIM(k, 0))
+        || !as_range(start, stop, PyArray_DIM(n, 0), &range))
         return NULL;
-    npy_intp dims[2] = {PyArray_DIM(n, 0), PyArray_DIM(k, 0)};
-    if (PyArray_DIM(c, 0) != dims[0])
-        return PyErr_Format(PyExc_ValueError,
-                            "n and c must have equal length, got %zd and %zd", dims[0],
-                            PyArray_DIM(c, 0));
-    const size_t len = (size_t)dims[0], nk = (size_t)dims[1];
+    const size_t nk = (size_t)PyArray_DIM(k, 0);
     const int64_t *n_data = PyArray_DATA(n), *c_data = PyArray_DATA(c);
     const int64_t *ks = PyArray_DATA(k);
     int64_t k_max = 1;
@@ -78,24 +90,19 @@ static PyObject *py_pass_at_k(PyObject *Py_UNUSED(module), PyObject *args)
         if (ks[j] > k_max) k_max = ks[j];
     }
 
-    PyObject *result = NULL, *out = NULL;
+    PyObject *result = NULL;
     double *table = PyMem_New(double, PASS_TABLE);
-    if (table == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
-    if (out == NULL) goto done;
+    if (table == NULL) return PyErr_NoMemory();
 
-    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    double *out_data = PyArray_DATA(out);
     size_t chunk = rows_per_chunk(nk * (size_t)k_max);
     if (chunk < PASS_ROWS) chunk = PASS_ROWS;
-    for (size_t at = 0; at < len; at += chunk) {
+    for (size_t at = range.start; at < range.stop; at += chunk) {
         size_t bad = 0;
         bon_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = bon_pass_at_k(n_data + at, c_data + at, min_size(chunk, len - at), ks, nk,
-                               table, PASS_TABLE, out_data + at * nk, &bad);
+        status = bon_pass_at_k(n_data + at, c_data + at, min_size(chunk, range.stop - at), ks,
+                               nk, table, PASS_TABLE, out_data + at * nk, &bad);
         Py_END_ALLOW_THREADS
         if (status != BON_OK) {
             bad += at;
@@ -108,10 +115,9 @@ static PyObject *py_pass_at_k(PyObject *Py_UNUSED(module), PyObject *args)
         }
         if (PyErr_CheckSignals() < 0) goto done;
     }
-    result = Py_NewRef(out);
+    result = Py_NewRef(Py_None);
 
 done:
-    Py_XDECREF(out);
     PyMem_Free(table);
     return result;
 }
@@ -121,7 +127,8 @@ done:
 /* The arrays of one call, borrowed, and its scratch. */
 typedef struct {
     const double *scores, *rewards;
-    size_t rows, n;
+    row_range range;
+    size_t n;
     double *weights, *scratch;
 } ranked;
 
@@ -138,13 +145,14 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
         PyErr_Format(PyExc_ValueError, "need n <= 2**30 samples in a row, got %zu", in->n);
         return -1;
     }
+    const size_t stop = in->range.stop;
     size_t chunk = rows_per_chunk(in->n * (nk + 32) / 8);
     if (chunk > 8) chunk = chunk / 8 * 8; /* the core does eight rows at a time */
-    for (size_t at = 0; at < in->rows; at += chunk) {
+    for (size_t at = in->range.start; at < stop; at += chunk) {
         size_t bad = 0;
         Py_BEGIN_ALLOW_THREADS
         status = bon_best_of_k(in->scores + at * in->n, in->rewards + at * in->n,
-                               min_size(chunk, in->rows - at), in->n, ks, nk, in->weights,
+                               min_size(chunk, stop - at), in->n, ks, nk, in->weights,
                                in->scratch, out + at * stride, stride, &bad);
         Py_END_ALLOW_THREADS
         if (status != BON_OK) {
@@ -159,38 +167,40 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
 }
 
 PyDoc_STRVAR(best_of_k_doc,
-"best_of_k(scores, rewards, k, /)\n--\n\n"
+"best_of_k(scores, rewards, k, out, start, stop, /)\n--\n\n"
 "See bonaware.estimators.best_of_k. scores, rewards: float64 [rows, n], scores is\n"
-"rewards for a perfect selector; k: int64 [nk]. Returns float64 [rows, nk].");
+"rewards for a perfect selector; k: int64 [nk]; out: float64 [rows, nk].");
 
 static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *scores_obj, *rewards_obj, *k_obj;
-    if (!PyArg_ParseTuple(args, "OOO:best_of_k", &scores_obj, &rewards_obj, &k_obj))
+    PyObject *scores_obj, *rewards_obj, *k_obj, *out_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOOnn:best_of_k", &scores_obj, &rewards_obj, &k_obj,
+                          &out_obj, &start, &stop))
         return NULL;
 
-    PyArrayObject *scores, *rewards, *k;
+    PyArrayObject *scores, *rewards, *k, *out;
     int64_t k_max;
+    ranked in = {0};
     if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
         || (rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
         || !same_shape(scores, "scores", rewards, "rewards")
-        || (k = as_ks(k_obj, PyArray_DIM(rewards, 1), &k_max)) == NULL)
+        || (k = as_ks(k_obj, PyArray_DIM(rewards, 1), &k_max)) == NULL
+        || (out = as_output(out_obj, NPY_DOUBLE, 2, "out")) == NULL
+        || !fits(out, PyArray_DIM(rewards, 0), PyArray_DIM(k, 0))
+        || !as_range(start, stop, PyArray_DIM(rewards, 0), &in.range))
         return NULL;
-    npy_intp dims[2] = {PyArray_DIM(rewards, 0), PyArray_DIM(k, 0)};
-    ranked in = {.scores = PyArray_DATA(scores), .rewards = PyArray_DATA(rewards),
-                 .rows = (size_t)dims[0], .n = (size_t)PyArray_DIM(rewards, 1)};
+    in.scores = PyArray_DATA(scores);
+    in.rewards = PyArray_DATA(rewards);
+    in.n = (size_t)PyArray_DIM(rewards, 1);
+    const size_t nk = (size_t)PyArray_DIM(k, 0);
+    if (start == stop || nk == 0) Py_RETURN_NONE;
 
     /* As many columns at a time as keep the table of weights small. */
-    const size_t nk = (size_t)dims[1];
-    const size_t fit = in.n > 0 ? RANK_TABLE / in.n / 8 * 8 : 8;
+    const size_t fit = RANK_TABLE / in.n / 8 * 8;
     const size_t columns = min_size(nk, fit > 8 ? fit : 8);
 
-    PyObject *result = NULL, *out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
-    if (out == NULL) goto done;
-    if (in.rows == 0 || nk == 0) {
-        result = Py_NewRef(out);
-        goto done;
-    }
+    PyObject *result = NULL;
     in.weights = PyMem_New(double, in.n * bon_rank_stride(columns));
     in.scratch = PyMem_New(double, bon_best_of_k_scratch(in.n));
     if (in.weights == NULL || in.scratch == NULL) {
@@ -198,14 +208,13 @@ static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
         goto done;
     }
     const int64_t *ks = PyArray_DATA(k);
-    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    double *out_data = PyArray_DATA(out);
     for (size_t at = 0; at < nk; at += columns)
         if (best_columns(&in, ks + at, min_size(columns, nk - at), out_data + at, nk) < 0)
             goto done;
-    result = Py_NewRef(out);
+    result = Py_NewRef(Py_None);
 
 done:
-    Py_XDECREF(out);
     PyMem_Free(in.weights);
     PyMem_Free(in.scratch);
     return result;
@@ -236,56 +245,59 @@ static void raise_majority(const int64_t *codes, const double *weights, size_t n
 }
 
 PyDoc_STRVAR(majority_at_k_doc,
-"majority_at_k(codes, weights, rewards, k, seed, /)\n--\n\n"
+"majority_at_k(codes, weights, rewards, k, seed, out, start, stop, /)\n--\n\n"
 "See bonaware.estimators.majority_at_k. codes: int64 [rows, n], -1 does not vote,\n"
 "-2 is no sample; weights: float64 [rows, n] or None; rewards: float64 [rows, n];\n"
-"k: int64 [nk]; seed: 0 <= int < 2**64. Returns float64 [rows, nk].");
+"k: int64 [nk]; seed: 0 <= int < 2**64; out: float64 [rows, nk].");
 
 static PyObject *py_majority_at_k(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *codes_obj, *weights_obj, *rewards_obj, *k_obj;
+    PyObject *codes_obj, *weights_obj, *rewards_obj, *k_obj, *out_obj;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "OOOOK:majority_at_k", &codes_obj, &weights_obj,
-                          &rewards_obj, &k_obj, &seed))
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOOKOnn:majority_at_k", &codes_obj, &weights_obj,
+                          &rewards_obj, &k_obj, &seed, &out_obj, &start, &stop))
         return NULL;
 
-    PyArrayObject *codes, *weights = NULL, *rewards, *k;
+    PyArrayObject *codes, *weights = NULL, *rewards, *k, *out;
     int64_t k_max;
+    row_range range;
     if ((codes = as_array(codes_obj, NPY_INT64, 2, "codes")) == NULL
         || (weights_obj != Py_None
             && ((weights = as_array(weights_obj, NPY_DOUBLE, 2, "weights")) == NULL
                 || !same_shape(codes, "codes", weights, "weights")))
         || (rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
         || !same_shape(codes, "codes", rewards, "rewards")
-        || (k = as_ks(k_obj, PyArray_DIM(codes, 1), &k_max)) == NULL)
+        || (k = as_ks(k_obj, PyArray_DIM(codes, 1), &k_max)) == NULL
+        || (out = as_output(out_obj, NPY_DOUBLE, 2, "out")) == NULL
+        || !fits(out, PyArray_DIM(codes, 0), PyArray_DIM(k, 0))
+        || !as_range(start, stop, PyArray_DIM(codes, 0), &range))
         return NULL;
-    npy_intp dims[2] = {PyArray_DIM(codes, 0), PyArray_DIM(k, 0)};
-    const size_t rows = (size_t)dims[0], nk = (size_t)dims[1];
-    const size_t n = (size_t)PyArray_DIM(codes, 1);
+    const size_t n = (size_t)PyArray_DIM(codes, 1), nk = (size_t)PyArray_DIM(k, 0);
     if (n > BON_MAX_VOTES)
         return PyErr_Format(PyExc_ValueError, "need n <= 2**28 samples in a row, got %zu", n);
 
     PyObject *result = NULL;
     double *table = PyMem_New(double, bon_majority_table(n));
     void *scratch = PyMem_Malloc(bon_majority_scratch(n, weights != NULL));
-    PyObject *out = PyArray_SimpleNew(2, dims, NPY_DOUBLE);
-    if (table == NULL || scratch == NULL) PyErr_NoMemory();
-    if (table == NULL || scratch == NULL || out == NULL) goto done;
-
+    if (table == NULL || scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
     bon_fill_majority_table(n, table);
     const int64_t *codes_data = PyArray_DATA(codes), *ks = PyArray_DATA(k);
     const double *rewards_data = PyArray_DATA(rewards);
     const double *weights_data = weights ? PyArray_DATA(weights) : NULL;
-    double *out_data = PyArray_DATA((PyArrayObject *)out);
+    double *out_data = PyArray_DATA(out);
     const size_t chunk = rows_per_chunk(majority_steps(n, weights != NULL));
-    for (size_t at = 0; at < rows; at += chunk) {
+    for (size_t at = range.start; at < range.stop; at += chunk) {
         size_t bad = 0;
         const double *some = weights_data ? weights_data + at * n : NULL;
         bon_status status;
         Py_BEGIN_ALLOW_THREADS
         status = bon_majority_at_k(codes_data + at * n, some, rewards_data + at * n,
-                                   min_size(chunk, rows - at), n, ks, nk, table, scratch,
-                                   (uint64_t)seed, at, out_data + at * nk, &bad);
+                                   min_size(chunk, range.stop - at), n, ks, nk, table,
+                                   scratch, (uint64_t)seed, at, out_data + at * nk, &bad);
         Py_END_ALLOW_THREADS
         if (status != BON_OK) {
             raise_majority(codes_data, weights_data, n, at * n + bad, status, k_max);
@@ -293,10 +305,9 @@ static PyObject *py_majority_at_k(PyObject *Py_UNUSED(module), PyObject *args)
         }
         if (PyErr_CheckSignals() < 0) goto done;
     }
-    result = Py_NewRef(out);
+    result = Py_NewRef(Py_None);
 
 done:
-    Py_XDECREF(out);
     PyMem_Free(scratch);
     PyMem_Free(table);
     return result;

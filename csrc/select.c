@@ -8,52 +8,68 @@
 
 /* -- the best score -------------------------------------------------------- */
 
-enum { LANES = 8 };
+/* Four candidates: their scores and where they stand. */
+typedef struct {
+    bon_vec score;
+    bon_choice place;
+} four;
 
-/* The largest of row [n >= 1], and whether some element is NaN: eight maxima
- * side by side, because one would wait for itself. */
-BON_INLINE double largest(const double *row, size_t n, int *is_nan)
+/* Takes the four from place i on where they are larger; flags NaN in is_nan. */
+BON_INLINE void compare(four *best, const double *row, size_t i, bon_choice *is_nan)
 {
-    double best[LANES];
-    uint64_t odd[LANES] = {0}, any = 0;
-    for (size_t l = 0; l < LANES; l++) best[l] = row[0];
+    const bon_vec x = *(const bon_vec *)(row + i);
+    const bon_choice larger = x > best->score, place = (bon_choice){0, 1, 2, 3} + (int64_t)i;
+    best->score = (bon_vec)(((bon_choice)x & larger) | ((bon_choice)best->score & ~larger));
+    best->place = (place & larger) | (best->place & ~larger);
+    *is_nan |= x != x;
+}
+
+/* The first place of the largest of row [n >= 8], or n where a score is NaN. Each
+ * lane keeps the first of its largest; two vectors, because one would wait for
+ * itself. */
+BON_INLINE size_t best_of_lanes(const double *row, size_t n)
+{
+    four best[2];
+    for (size_t v = 0; v < 2; v++) {
+        best[v].score = *(const bon_vec *)(row + 4 * v);
+        best[v].place = (bon_choice){0, 1, 2, 3} + (int64_t)(4 * v);
+    }
+    bon_choice is_nan = {0};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (size_t l = 0; l < LANES; l++) odd[l] |= row[i + l] != row[i + l];
-        for (size_t l = 0; l < LANES; l++) best[l] = row[i + l] > best[l] ? row[i + l] : best[l];
+    for (; i + 8 <= n; i += 8) {
+        compare(&best[0], row, i, &is_nan);
+        compare(&best[1], row, i + 4, &is_nan);
     }
-    double top = best[0];
-    for (size_t l = 0; l < LANES; l++) {
-        any |= odd[l];
-        top = best[l] > top ? best[l] : top;
+    double top = best[0].score[0];
+    for (size_t l = 1; l < 8; l++) {
+        const double score = best[l / 4].score[l % 4];
+        top = score > top ? score : top;
     }
+    int64_t first = (int64_t)n;
+    for (size_t v = 0; v < 2; v++) {
+        const bon_choice equal = best[v].score == top;
+        const bon_choice where = (best[v].place & equal) | ((int64_t)n & ~equal);
+        for (size_t l = 0; l < 4; l++) first = where[l] < first ? where[l] : first;
+    }
+    size_t place = (size_t)first;
+    int64_t any_nan = is_nan[0] | is_nan[1] | is_nan[2] | is_nan[3];
     for (; i < n; i++) {
-        any |= row[i] != row[i];
-        top = row[i] > top ? row[i] : top;
+        any_nan |= isnan(row[i]);
+        if (row[i] > top) place = i;
+        if (row[i] > top) top = row[i];
     }
-    *is_nan = any != 0;
-    return top;
+    return any_nan ? n : place;
 }
 
-/* The first place of row [n] that holds x; n if none does. */
-BON_INLINE size_t place_of(const double *row, size_t n, double x)
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        uint64_t here = 0;
-        for (size_t l = 0; l < LANES; l++) here |= (uint64_t)(row[i + l] == x) << l;
-        if (here != 0) return i + (size_t)__builtin_ctzll(here);
-    }
-    while (i < n && row[i] != x) i++;
-    return i;
-}
-
-/* The chosen place, or n where a score is NaN. */
 BON_INLINE size_t best_place(const double *row, size_t n)
 {
-    int is_nan = 0;
-    const double best = largest(row, n, &is_nan);
-    return is_nan ? n : place_of(row, n, best);
+    if (n >= 8) return best_of_lanes(row, n);
+    size_t place = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (isnan(row[i])) return n;
+        if (row[i] > row[place]) place = i;
+    }
+    return place;
 }
 
 static size_t best_place_anywhere(const double *row, size_t n) { return best_place(row, n); }

@@ -1,6 +1,7 @@
 """bonaware.select against plain Python, and its errors."""
 
 import contextlib
+import gc
 import signal
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ from bonaware import _select
 from bonaware.estimators import best_of_k, majority_at_k
 from bonaware.select import best_of_n, majority, weighted_majority
 
+OUT, F12, I12 = np.empty(1, np.int64), np.zeros((1, 2)), np.zeros((1, 2), np.int64)
 ANSWER = st.sampled_from(["a", "b", "c", "", None])
 WEIGHT = st.integers(0, 3).map(float)
 
@@ -191,18 +193,22 @@ def test_selectors_name_the_row_without_a_sample():
         ),
         (lambda: weighted_majority([["a"]], [[np.inf]]), ValueError, "row 0, column 0 has inf"),
         (lambda: weighted_majority([["a"] * 2], [[1e308] * 2]), ValueError, "row 0 sum to more"),
-        (lambda: _select.best_of_n([[1.0]], None), TypeError, "scores must be a numpy array"),
+        (lambda: _select.best_of_n([[1.0]], None, OUT, 0, 1), TypeError, "must be a numpy array"),
         (
-            lambda: _select.best_of_n(np.zeros((1, 2)), np.zeros((1, 3), bool)),
+            lambda: _select.best_of_n(F12, np.zeros((1, 3), bool), OUT, 0, 1),
             ValueError,
             r"got \(1, 2\) and \(1, 3\)",
         ),
         (
-            lambda: _select.majority(np.zeros((1, 2), np.int64), np.zeros((1, 3))),
+            lambda: _select.majority(I12, np.zeros((1, 3)), OUT, 0, 1),
             ValueError,
             r"got \(1, 2\) and \(1, 3\)",
         ),
-        (lambda: _select.majority(np.full((2, 2), -3), None), ValueError, "row 0, column 0 has -3"),
+        (lambda: _select.majority(I12 - 3, None, OUT, 0, 1), ValueError, "row 0, column 0 has -3"),
+        (lambda: _select.best_of_n(F12, None, I12[0], 0, 1), ValueError, "out .* 1, got 2"),
+        (lambda: _select.majority(I12, None, I12[0], 0, 1), ValueError, "out .* 1, got 2"),
+        (lambda: _select.best_of_n(F12, None, OUT, 0, 2), ValueError, "stop=2 with 1 rows"),
+        (lambda: _select.majority(I12, None, OUT, 0, 2), ValueError, "stop=2 with 1 rows"),
     ],
 )
 def test_selectors_say_what_is_wrong(call, error, message):
@@ -241,6 +247,7 @@ def test_selectors_stop_on_ctrl_c():
             majority(codes)
 
     old = signal.signal(signal.SIGALRM, interrupt)
+    gc.disable()  # an interrupt inside a callback of the collector would get lost
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         start = time.perf_counter()
@@ -248,6 +255,7 @@ def test_selectors_stop_on_ctrl_c():
             work()
         assert time.perf_counter() - start < 1.0
     finally:
+        gc.enable()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
 
@@ -255,12 +263,12 @@ def test_selectors_stop_on_ctrl_c():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: _select.best_of_n(np.zeros((1000, 4)), None),
-        lambda: _select.best_of_n(np.full((1000, 4), np.nan), None),
-        lambda: _select.best_of_n(np.zeros((1000, 4)), np.zeros((1000, 4), bool)),
-        lambda: _select.majority(np.zeros((100, 4), np.int64), np.ones((100, 4))),
-        lambda: _select.majority(np.full((100, 4), -2), None),
-        lambda: _select.majority(np.zeros((100, 4), np.int64), np.full((100, 4), -1.0)),
+        lambda: best_of_n(np.zeros((1000, 4))),
+        lambda: best_of_n(np.full((1000, 4), np.nan)),
+        lambda: best_of_n(np.zeros((1000, 4)), np.zeros((1000, 4), bool)),
+        lambda: weighted_majority(np.zeros((100, 4), int), np.ones((100, 4))),
+        lambda: majority(np.zeros((100, 4), int), np.zeros((100, 4), bool)),
+        lambda: weighted_majority(np.zeros((100, 4), int), np.full((100, 4), -1.0)),
     ],
     ids=["best", "nan", "no_sample", "vote", "no_vote", "bad_weight"],
 )
