@@ -163,7 +163,7 @@ static void softmax_row(const setting *s, float *x, size_t position, size_t own_
         bon_vec_softcap(x + start, end - start, s->arch->attn_softcap);
     }
     fill(x, begin, first_column, -INFINITY);
-    if (begin < own) fill(x, prefix > begin ? prefix : begin, own, -INFINITY);
+    if (begin < own) fill(x, prefix, own, -INFINITY); /* then begin < prefix too */
 
     const float top = bon_vec_max(x + begin, end - begin);
     const float sum = bon_vec_exp_sum(x + begin, end - begin, top);

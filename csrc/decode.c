@@ -109,7 +109,7 @@ size_t bon_session_scratch_bytes(const bon_model *model, size_t slots, size_t co
 {
     const bon_arch *a = bon_model_arch(model);
     const size_t rows = max_size(slots, BON_CHUNK);
-    return logit_rows(model, slots) * a->vocab * sizeof(float)
+    return (logit_rows(model, slots) + slots) * a->vocab * sizeof(float) /* and of prompts */
            + (size_t)bon_model_threads(model) * draw_scratch_bytes(model)
            + bon_work_bytes(model, rows, rows, context);
 }
@@ -289,9 +289,8 @@ bool bon_session_next_event(bon_session *s, size_t *sample)
 
 /* -- retiring -------------------------------------------------------------- */
 
-static void release_prompt_if_unused(bon_session *s, prompt_record *p)
+static void release_prompt(bon_session *s, prompt_record *p)
 {
-    if (p->live + p->waiting > 0) return;
     bon_seq_free(s->cache, &p->seq);
     free(p->logits);
     p->logits = NULL;
@@ -312,7 +311,7 @@ static void retire(bon_session *s, size_t sample, bon_sample_state state)
         bon_seq_free(s->cache, &r->seq);
     }
     r->state = state;
-    release_prompt_if_unused(s, p);
+    if (p->live + p->waiting == 0) release_prompt(s, p);
     add_event(s, sample);
 }
 
@@ -465,13 +464,30 @@ static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
     return BON_OK;
 }
 
+/* Frees the cache of prompts without live samples, all but one: those whose samples
+ * wait are read again. Returns whether there was any. */
+static bool release_idle_prompts(bon_session *s, const prompt_record *but)
+{
+    bool any = false;
+    for (prompt_record *p = s->prompts; p < s->prompts + s->n_prompts; p++) {
+        if (p == but || p->live > 0 || p->logits == NULL) continue;
+        release_prompt(s, p);
+        any = true;
+    }
+    return any;
+}
+
 static bon_status enter(bon_session *s, const bon_poll *poll)
 {
     while (s->n_live < s->slots && s->n_waiting > 0) {
         const size_t sample = s->next_waiting;
         if (s->samples[sample].state == BON_WAITING) {
+            if (bon_should_stop(poll)) return BON_ERR_INTERRUPTED;
             const bon_status status = enter_one(s, sample, poll);
             if (status == BON_ERR_FULL && s->n_live > 0) return BON_OK; /* later */
+            if (status == BON_ERR_FULL
+                && release_idle_prompts(s, &s->prompts[s->samples[sample].prompt]))
+                continue;
             if (status != BON_OK) return status;
         }
         s->next_waiting++;
@@ -485,15 +501,18 @@ static bon_status enter(bon_session *s, const bon_poll *poll)
  * states are given, into draws and statuses. One thread of logits and scratch
  * belongs to the shard, or all of them to the only one. */
 static void draw_rows(bon_session *s, size_t shard, size_t first, size_t rows,
-                      const float *hidden)
+                      const float *hidden, const bon_poll *poll)
 {
     const bon_arch *a = bon_model_arch(s->model);
     const size_t chunk = s->chunk_rows / s->shards;
     float *logits = s->logits + shard * chunk * a->vocab;
     for (size_t at = 0; at < rows; at += chunk) {
         const size_t count = min_size(chunk, rows - at);
-        const bon_status status = bon_model_logits(
-            s->model, BON_DECODE, hidden + at * a->hidden, count, logits, s->pass_threads);
+        const bon_status status =
+            bon_should_stop(poll)
+                ? BON_ERR_INTERRUPTED
+                : bon_model_logits(s->model, BON_DECODE, hidden + at * a->hidden, count, logits,
+                                   s->pass_threads);
 #pragma omp parallel for num_threads(s->pass_threads) schedule(static) \
     if (s->pass_threads > 1 && count * a->vocab > BON_PARALLEL_ABOVE / 4)
         for (size_t i = 0; i < count; i++) {
@@ -520,7 +539,7 @@ static void step_rows(bon_session *s, size_t shard, size_t first, size_t rows,
     const bon_status status =
         bon_model_forward(s->model, s->works[shard], s->cache, BON_DECODE, s->tokens + first,
                           s->runs + first, rows, poll, &hidden);
-    if (status == BON_OK) draw_rows(s, shard, first, rows, hidden);
+    if (status == BON_OK) draw_rows(s, shard, first, rows, hidden, poll);
     for (size_t i = first; i < first + rows; i++) {
         if (status != BON_OK) s->statuses[i] = status;
         else if (s->statuses[i] != BON_OK) s->samples[s->stepping[i]].seq.length--;
@@ -605,8 +624,8 @@ static bon_status ask_batch(bon_session *s, const size_t *samples, size_t count,
     if (status == BON_OK)
         status = bon_work_reserve(s->works[0], count * rows_each, count, context);
     if (status == BON_OK)
-        status = bon_model_forward(s->model, s->works[0], s->cache, BON_PREFILL, tokens, runs, count,
-                                   poll, &hidden);
+        status = bon_model_forward(s->model, s->works[0], s->cache, BON_PREFILL, tokens, runs,
+                                   count, poll, &hidden);
     for (size_t i = 0; i < count && status == BON_OK; i++) {
         float *logits = logits_out ? logits_out + i * a->vocab : s->logits;
         status = bon_model_logits(s->model, BON_PREFILL,

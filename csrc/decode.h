@@ -12,7 +12,8 @@
  * tokens are free; the first sample of a prompt to enter brings the prompt's
  * prefill with it, once, whatever the number of samples. A sample that ends
  * frees its slot and its cache at once; a prompt frees its cache with its last
- * sample. One step decodes one token for all live samples.
+ * sample, or earlier, to be read again, if that lets another in where none
+ * lives. One step decodes one token for all live samples.
  *
  * What a sample draws depends on its key, its prompt and its settings alone
  * (rng.h, gemm.h: same bits), not on when or beside whom it runs.
@@ -21,8 +22,9 @@
  * for want of memory. BON_ERR_FULL means that a sample could not enter even with
  * nothing else in the session.
  *
- * Interrupted (BON_ERR_INTERRUPTED from the poll) or out of memory, the session
- * is as it was before the step: it can be run on, read, or destroyed.
+ * Interrupted (BON_ERR_INTERRUPTED from the poll) or out of memory, every sample is
+ * as it was before the step or behind it: the session can be run on, read, or
+ * destroyed, and what is drawn is the same.
  */
 #ifndef BON_DECODE_H
 #define BON_DECODE_H

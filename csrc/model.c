@@ -134,7 +134,8 @@ static bon_status copy_arch(bon_model *model, const bon_arch *arch)
 bon_status bon_model_create(const bon_arch *arch, bon_dtype dtype, int threads, bon_model **out)
 {
     *out = NULL;
-    if (!arch_is_sound(arch) || threads < 1 || (dtype != BON_F32 && dtype != BON_BF16))
+    if (!arch_is_sound(arch) || threads < 1 || threads > BON_MAX_THREADS
+        || (dtype != BON_F32 && dtype != BON_BF16))
         return BON_ERR_DOMAIN;
     bon_model *model = calloc(1, sizeof *model);
     if (model == NULL) return BON_ERR_MEMORY;
@@ -425,12 +426,11 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
     if (rows > MAX_DIMENSION || bon_attention_scratch(&work->model->arch, rows, runs, context,
                                                       work->threads) == 0)
         return BON_ERR_MEMORY;
+    bon_work none = {.threads = work->threads};
+    char *memory = aligned_alloc(64, lay_out(&none, work->model, rows, runs, context));
+    if (memory == NULL) return BON_ERR_MEMORY;
     free(work->memory);
-    work->memory = NULL;
-    const size_t bytes = lay_out(work, work->model, rows, runs, context);
-    work->rows = work->runs = work->context = 0;
-    work->memory = aligned_alloc(64, bytes);
-    if (work->memory == NULL) return BON_ERR_MEMORY;
+    work->memory = memory;
     lay_out(work, work->model, rows, runs, context);
     work->rows = rows;
     work->runs = runs;

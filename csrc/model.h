@@ -35,8 +35,13 @@ static inline bool bon_slot_of_layer(bon_slot slot) { return slot >= BON_Q; }
 
 typedef struct bon_model bon_model;
 
+/* More threads than any machine has processors: OpenMP ends the process where the
+ * system refuses a thread. */
+#define BON_MAX_THREADS 1024
+
 /* Copies arch with all it points to. dtype: BON_F32 or BON_BF16, of matrices;
- * norms and biases are float32. BON_ERR_DOMAIN if arch contradicts itself. */
+ * norms and biases are float32. BON_ERR_DOMAIN if arch contradicts itself, or not
+ * 1 <= threads <= BON_MAX_THREADS. */
 BON_MUST_CHECK bon_status bon_model_create(const bon_arch *arch, bon_dtype dtype, int threads,
                                            bon_model **out);
 void bon_model_destroy(bon_model *model); /* accepts NULL */
@@ -73,7 +78,8 @@ typedef struct bon_work bon_work;
 BON_MUST_CHECK bon_status bon_work_create(const bon_model *model, int threads,
                                           bon_work **out);
 void bon_work_destroy(bon_work *work); /* accepts NULL */
-/* Room for batches of `rows` rows in `runs` runs that see `context` tokens. */
+/* Room for batches of `rows` rows in `runs` runs that see `context` tokens. On
+ * BON_ERR_MEMORY the room is as before. */
 BON_MUST_CHECK bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs,
                                            size_t context);
 /* What bon_work_reserve would hold, in bytes. */

@@ -169,8 +169,9 @@ static PyObject *Model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Py_DECREF(self);
     if (status == BON_ERR_DOMAIN)
         return PyErr_Format(PyExc_ValueError,
-                            "need threads >= 1 and an architecture whose sizes are positive, "
-                            "with kv_heads dividing heads and an even head_dim");
+                            "need 1 <= threads <= %d and an architecture whose sizes are "
+                            "positive, with kv_heads dividing heads and an even head_dim",
+                            BON_MAX_THREADS);
     return raise_engine_status(status);
 }
 
@@ -428,9 +429,9 @@ static PyObject *Model_logp(ModelObject *self, PyObject *args)
     const bon_arch *arch = bon_model_arch(self->model);
     if (status == BON_ERR_DOMAIN && bad == SIZE_MAX)
         return PyErr_Format(PyExc_ValueError,
-                            "need temperature > 0, a prompt of at least one token and prompt + "
-                            "completion of at most %zu tokens (the model's context and one), "
-                            "got a prompt of %zd",
+                            "need a finite temperature > 0, a prompt of at least one token and "
+                            "prompt + completion of at most %zu tokens (the model's context and "
+                            "one), got a prompt of %zd",
                             arch->max_positions + 1, PyArray_DIM(prompt, 0));
     if (status == BON_ERR_DOMAIN)
         return PyErr_Format(PyExc_ValueError,

@@ -6,6 +6,7 @@
  */
 #include "score.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,6 +83,7 @@ static bon_status read_targets(const scorer *s, const float *hidden, const int32
     bon_status status = BON_OK;
     for (size_t at = 0; at < rows && status == BON_OK; at += LOGIT_ROWS) {
         const size_t count = min_size(LOGIT_ROWS, rows - at);
+        if (bon_should_stop(s->poll)) return BON_ERR_INTERRUPTED;
         status = bon_model_logits(s->model, BON_PREFILL, hidden + at * a->hidden, count,
                                   s->logits, s->threads);
         for (size_t i = at; i < at + count && status == BON_OK; i++)
@@ -189,7 +191,8 @@ bon_status bon_score_logp(const bon_model *model, const int32_t *prompt, size_t 
     const bon_arch *a = bon_model_arch(model);
     size_t total, longest;
     *bad = SIZE_MAX;
-    if (!texts_fit(a, prompt_len, lengths, count, &total, &longest) || !(temperature > 0.0f))
+    if (!texts_fit(a, prompt_len, lengths, count, &total, &longest)
+        || !(temperature > 0.0f && temperature < INFINITY))
         return BON_ERR_DOMAIN;
     *bad = 0;
     if (!tokens_are_known(model, prompt, prompt_len, bad)

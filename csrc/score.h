@@ -15,7 +15,7 @@ BON_MUST_CHECK bon_status bon_score_logits(const bon_model *model, const int32_t
                                            size_t len, const bon_poll *poll, float *logits,
                                            size_t *bad);
 
-/* Log-probabilities, in nats at `temperature` > 0, of every token of several
+/* Log-probabilities, in nats at a finite `temperature` > 0, of every token of several
  * completions of one prompt.
  *
  *   prompt       [prompt_len], prompt_len >= 1
@@ -24,7 +24,7 @@ BON_MUST_CHECK bon_status bon_score_logits(const bon_model *model, const int32_t
  *                predicted, not read)
  *   logp         as completions
  *   bad          on BON_ERR_DOMAIN: index of an unknown id in prompt followed by
- *                completions, or prompt_len + all lengths if a text is too long */
+ *                completions, or SIZE_MAX: a length or the temperature */
 BON_MUST_CHECK bon_status bon_score_logp(const bon_model *model, const int32_t *prompt,
                                          size_t prompt_len, const int32_t *completions,
                                          const size_t *lengths, size_t count,

@@ -11,9 +11,10 @@
 #include "decode.h"
 #include "score.h"
 
-/* -- allocations that fail on demand --------------------------------------- */
+/* -- allocations that are counted and fail on demand ------------------------ */
 
 static long allocations_left = -1; /* -1: all succeed */
+static size_t bytes_asked;
 
 static bool allocation_fails(void)
 {
@@ -30,17 +31,24 @@ void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 
-void *__wrap_malloc(size_t size) { return allocation_fails() ? NULL : __real_malloc(size); }
+void *__wrap_malloc(size_t size)
+{
+    bytes_asked += size;
+    return allocation_fails() ? NULL : __real_malloc(size);
+}
 void *__wrap_calloc(size_t count, size_t size)
 {
+    bytes_asked += count * size;
     return allocation_fails() ? NULL : __real_calloc(count, size);
 }
 void *__wrap_realloc(void *old, size_t size)
 {
+    bytes_asked += size;
     return allocation_fails() ? NULL : __real_realloc(old, size);
 }
 void *__wrap_aligned_alloc(size_t alignment, size_t size)
 {
+    bytes_asked += size;
     return allocation_fails() ? NULL : __real_aligned_alloc(alignment, size);
 }
 
@@ -63,6 +71,16 @@ static const bon_arch rich = {
     .rope_scale = {1.0f, 1.0f},
 };
 
+/* So large a vocabulary that a step draws in several chunks, and so large a model
+ * that threads share each product. */
+enum { WIDE_VOCAB = 300000, WIDE_SLOTS = 20 };
+static const bon_arch wide = {
+    .vocab = WIDE_VOCAB, .hidden = 8, .layers = 1, .heads = 2, .kv_heads = 1, .head_dim = DIM,
+    .intermediate = 8, .max_positions = 64, .activation = BON_SILU, .norm_eps = 1e-5f,
+    .tied = true, .embed_scale = 1.0f, .attn_scale = 0.4f, .window = windows, .rope = ropes,
+    .ropes = 1, .rope_freq = {slow}, .rope_scale = {1.0f},
+};
+
 static float noise(uint64_t *state)
 {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -71,17 +89,18 @@ static float noise(uint64_t *state)
 
 static bon_status fill_model(bon_model *model)
 {
-    float data[VOCAB * HIDDEN];
+    float *data = __real_malloc((size_t)WIDE_VOCAB * 8 * sizeof *data);
     uint64_t state = 1;
     bon_slot slot;
     size_t layer, rows, cols;
-    while (bon_model_missing(model, &slot, &layer)) {
+    bon_status status = BON_OK;
+    while (status == BON_OK && bon_model_missing(model, &slot, &layer)) {
         bon_model_shape(model, slot, &rows, &cols);
         for (size_t i = 0; i < rows * cols; i++) data[i] = noise(&state);
-        const bon_status status = bon_model_set(model, slot, layer, data, BON_F32);
-        if (status != BON_OK) return status;
+        status = bon_model_set(model, slot, layer, data, BON_F32);
     }
-    return BON_OK;
+    free(data);
+    return status;
 }
 
 static bon_model *make_model(const bon_arch *arch, bon_dtype dtype, int threads)
@@ -212,6 +231,75 @@ static void test_a_sample_has_the_same_bits_wherever_it_runs(bon_dtype dtype)
     bon_model_destroy(two);
 }
 
+static void test_rows_at_distant_positions_do_not_touch(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 2);
+    const bon_session_limits limits = {.slots = 32, .cache_blocks = 1000};
+    bon_session *crowd;
+    CHECK(bon_session_create(model, &limits, &crowd) == BON_OK);
+    /* One sample is far ahead of others of its prompt; more prompts than full items. */
+    const size_t prompt = add_prompt(crowd, text, 5), far = add_sample(crowd, prompt, 0);
+    CHECK(bon_session_run(crowd, 45, NULL) == BON_OK);
+    size_t late[2], others[20];
+    for (uint64_t i = 0; i < 2; i++) late[i] = add_sample(crowd, prompt, 1 + i);
+    for (uint64_t i = 0; i < 20; i++)
+        others[i] = add_sample(crowd, add_prompt(crowd, text + i, 3 + 4 * i), i);
+    run_to_end(crowd);
+    for (uint64_t i = 0; i < 23; i++) {
+        bon_session *alone;
+        CHECK(bon_session_create(model, &limits, &alone) == BON_OK);
+        const size_t own = add_prompt(alone, i < 20 ? text + i : text, i < 20 ? 3 + 4 * i : 5);
+        const size_t sample = add_sample(alone, own, i < 20 ? i : i - 20);
+        const size_t there = i < 20 ? others[i] : i == 20 ? far : late[i - 21];
+        run_to_end(alone);
+        CHECK(same_sample(alone, sample, crowd, there));
+        bon_session_destroy(alone);
+    }
+    bon_session_destroy(crowd);
+    bon_model_destroy(model);
+}
+
+static int stop_at_zero(void *arg) { return (*(long *)arg)-- == 0; }
+
+static bon_session *wide_session(const bon_model *model)
+{
+    bon_session *session;
+    const bon_session_limits limits = {.slots = WIDE_SLOTS, .cache_blocks = 80};
+    const bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 3};
+    CHECK(bon_session_create(model, &limits, &session) == BON_OK);
+    for (size_t i = 0, sample; i < WIDE_SLOTS; i++)
+        CHECK(bon_session_add_sample(session, add_prompt(session, text + i, 4), &settings, &sample)
+              == BON_OK);
+    return session;
+}
+
+static void test_a_step_in_several_chunks_of_logits(void)
+{
+    bon_model *model = make_model(&wide, BON_F32, 2);
+    CHECK(bon_model_pass_threads(model) == 2);
+    bytes_asked = 0;
+    bon_session *calm = wide_session(model);
+    CHECK(bon_session_run(calm, 1, NULL) == BON_OK);
+    CHECK(bytes_asked < bon_session_scratch_bytes(model, WIDE_SLOTS, 7) + (1 << 18));
+    CHECK(bytes_asked > bon_session_scratch_bytes(model, WIDE_SLOTS, 7) * 9 / 10);
+    run_to_end(calm);
+
+    /* Stopped between two chunks, those behind the second draw what they would have. */
+    bon_session *session = wide_session(model);
+    CHECK(bon_session_run(session, 1, NULL) == BON_OK);
+    long countdown = 5; /* four products and the first chunk have been asked for */
+    const bon_poll poll = {stop_at_zero, &countdown};
+    CHECK(bon_session_run(session, 1, &poll) == BON_ERR_INTERRUPTED);
+    bon_sample_view first, last;
+    CHECK(bon_session_view(session, 0, &first) == BON_OK && first.length == 3);
+    CHECK(bon_session_view(session, WIDE_SLOTS - 1, &last) == BON_OK && last.length == 2);
+    run_to_end(session);
+    for (size_t i = 0; i < WIDE_SLOTS; i++) CHECK(same_sample(session, i, calm, i));
+    bon_session_destroy(session);
+    bon_session_destroy(calm);
+    bon_model_destroy(model);
+}
+
 static void test_drawn_logp_equals_scored_logp(void)
 {
     bon_model *model = make_model(&rich, BON_F32, 2);
@@ -297,7 +385,49 @@ static void test_a_question_leaves_no_trace(void)
     bon_model_destroy(model);
 }
 
-static int stop_at_zero(void *arg) { return (*(long *)arg)-- == 0; }
+static void test_entering_samples_can_be_interrupted(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *session = make_session(model, 4, 40);
+    const size_t prompt = add_prompt(session, text, 10);
+    const bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 1};
+    for (size_t i = 0, sample; i < 1000; i++) /* all end as they enter */
+        CHECK(bon_session_add_sample(session, prompt, &settings, &sample) == BON_OK);
+    long countdown = 100;
+    const bon_poll poll = {stop_at_zero, &countdown};
+    CHECK(bon_session_run(session, 1, &poll) == BON_ERR_INTERRUPTED);
+    bon_session_stats stats;
+    bon_session_get_stats(session, &stats);
+    CHECK(stats.waiting > 900 && stats.waiting < 1000);
+    run_to_end(session);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_a_waiting_sample_does_not_keep_its_prompt_in_the_way_of_others(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *narrow = make_session(model, 4, 5), *roomy = make_session(model, 4, 100);
+    size_t a[2], b[2], number[2][4];
+    for (int i = 0; i < 2; i++) { /* one sample and its prompt fill the narrow one */
+        bon_session *session = i ? roomy : narrow;
+        a[i] = add_prompt(session, text, 40);
+        b[i] = add_prompt(session, text + 9, 50);
+        const size_t order[4] = {a[i], b[i], a[i], b[i]};
+        for (uint64_t k = 0; k < 4; k++) number[i][k] = add_sample(session, order[k], k);
+        run_to_end(session);
+    }
+    for (size_t k = 0; k < 4; k++)
+        CHECK(same_sample(narrow, number[0][k], roomy, number[1][k]));
+    bon_session_stats stats;
+    bon_session_get_stats(roomy, &stats);
+    CHECK(stats.prompt_tokens == 40 + 50);
+    bon_session_get_stats(narrow, &stats);
+    CHECK(stats.prompt_tokens == 2 * (40 + 50) && stats.free_blocks == 5);
+    bon_session_destroy(narrow);
+    bon_session_destroy(roomy);
+    bon_model_destroy(model);
+}
 
 static void test_interrupts_lose_nothing(void)
 {
@@ -388,11 +518,14 @@ static void test_bad_calls_are_refused(void)
               == BON_ERR_DOMAIN && bad == SIZE_MAX);
     CHECK(bon_score_logp(model, text, 1, text, &(size_t){1}, 1, 0.0f, NULL, logp, &bad)
           == BON_ERR_DOMAIN);
+    CHECK(bon_score_logp(model, text, 1, text, &(size_t){1}, 1, INFINITY, NULL, logp, &bad)
+              == BON_ERR_DOMAIN && bad == SIZE_MAX);
 
     bon_arch wrong = rich;
     bon_model *none;
     wrong.kv_heads = 3;
     CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN && none == NULL);
+    CHECK(bon_model_create(&rich, BON_F32, BON_MAX_THREADS + 1, &none) == BON_ERR_DOMAIN);
     wrong = rich;
     wrong.head_dim = 7;
     CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN);
@@ -453,6 +586,36 @@ static bon_status draw_and_score(void)
     return status;
 }
 
+static void test_a_session_runs_on_where_memory_was_short(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_session *calm = make_session(model, 4, 40);
+    const size_t prompt = add_prompt(calm, text, 10);
+    for (uint64_t i = 0; i < 2; i++) add_sample(calm, prompt, i);
+    run_to_end(calm);
+    bon_status status = BON_ERR_MEMORY;
+    for (long fail_at = 0; status == BON_ERR_MEMORY; fail_at++) {
+        bon_session *session = make_session(model, 4, 40);
+        const size_t p = add_prompt(session, text, 10);
+        for (uint64_t i = 0; i < 2; i++) add_sample(session, p, i);
+        CHECK(bon_session_run(session, 1, NULL) == BON_OK);
+        /* One that sees more than there is room for yet. */
+        const size_t late = add_sample(session, add_prompt(session, text, 140), 9);
+        allocations_left = fail_at;
+        status = bon_session_run(session, 1, NULL);
+        allocations_left = -1;
+        if (status != BON_OK)
+            CHECK(bon_session_end_sample(session, late, BON_ABORTED, 0) == BON_OK);
+        run_to_end(session);
+        for (size_t i = 0; i < 2; i++) CHECK(same_sample(session, i, calm, i));
+        CHECK(fail_at > 4 || status == BON_ERR_MEMORY);
+        bon_session_destroy(session);
+    }
+    CHECK(status == BON_OK);
+    bon_session_destroy(calm);
+    bon_model_destroy(model);
+}
+
 static void test_no_failed_allocation_leaks_or_crashes(void)
 {
     long fail_at = 0;
@@ -474,12 +637,17 @@ int main(void)
     test_cache_sizes_that_overflow_are_refused();
     test_a_sample_has_the_same_bits_wherever_it_runs(BON_F32);
     test_a_sample_has_the_same_bits_wherever_it_runs(BON_BF16);
+    test_rows_at_distant_positions_do_not_touch();
+    test_a_step_in_several_chunks_of_logits();
     test_drawn_logp_equals_scored_logp();
     test_a_question_leaves_no_trace();
+    test_entering_samples_can_be_interrupted();
     test_interrupts_lose_nothing();
+    test_a_waiting_sample_does_not_keep_its_prompt_in_the_way_of_others();
     test_ended_samples_free_slot_and_cache_at_once();
     test_bad_calls_are_refused();
     test_a_sample_ends_with_the_context();
+    test_a_session_runs_on_where_memory_was_short();
     test_no_failed_allocation_leaks_or_crashes();
     return 0;
 }
