@@ -281,11 +281,11 @@ static void multiply_group(const bon_matrix *m, size_t first, size_t last, const
     }
 }
 
-/* Panels dealt at a time: few enough that all threads end at about the same time. */
+/* Panels dealt at a time: few enough that all threads end at about the same time,
+ * and even, because kernels take two side by side. */
 static size_t group_size(size_t panels, size_t threads)
 {
-    const size_t share = panels / (4 * threads);
-    return share < 1 ? 1 : smaller(share, GROUP);
+    return smaller(round_up(panels / (4 * threads) + 1, 2), GROUP);
 }
 
 static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size_t ldx,

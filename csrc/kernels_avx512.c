@@ -8,12 +8,12 @@
 
 typedef __m512 vec;
 #define LANES 16
-#define F32_ROWS_1 12
+#define F32_ROWS_1 6
 #define F32_ROWS_2 12
-#define F32_ROWS_4 6
-#define BF16_ROWS_1 12
+#define F32_ROWS_4 4
+#define BF16_ROWS_1 6
 #define BF16_ROWS_2 12
-#define BF16_ROWS_4 6
+#define BF16_ROWS_4 4
 #define BULK 2
 #define vec_zero _mm512_setzero_ps
 #define vec_load _mm512_loadu_ps
