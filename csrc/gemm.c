@@ -247,7 +247,7 @@ static const bon_kernels *kernels(void)
     return bon_kernels_have_avx512() ? &bon_kernels_avx512 : &bon_kernels_avx2;
 }
 
-/* `count` panels from `panel` on, whole, for some rows. */
+/* y [rows, 16*count] of `count` panels from `panel` on. */
 static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, const float *x,
                             size_t rows, size_t ldx, float *y, size_t ldy)
 {
@@ -265,20 +265,17 @@ static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, con
     }
 }
 
-/* Panels first..last-1. The last panel of the matrix may be wider than y. */
-static void multiply_group(const bon_matrix *m, size_t first, size_t last, const float *x,
+/* Up to GROUP panels, by way of a block of y of their own: rows of y itself may
+ * lie pages apart, and the last panel may be wider than y. */
+static void multiply_group(const bon_matrix *m, size_t panel, size_t count, const float *x,
                            size_t rows, size_t ldx, float *y, size_t ldy)
 {
-    const size_t whole = smaller(last, m->n / BON_PANEL);
-    if (whole > first)
-        multiply_panels(m, first, whole - first, x, rows, ldx, y + first * BON_PANEL, ldy);
-    if (whole < last) {
-        float tail[ROW_BLOCK * BON_PANEL];
-        const size_t width = m->n - whole * BON_PANEL;
-        multiply_panels(m, whole, 1, x, rows, ldx, tail, BON_PANEL);
-        for (size_t r = 0; r < rows; r++)
-            memcpy(y + r * ldy + whole * BON_PANEL, tail + r * BON_PANEL, width * sizeof *y);
-    }
+    float block[ROW_BLOCK * GROUP * BON_PANEL];
+    const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
+    multiply_panels(m, panel, count, x, rows, ldx, block, columns);
+    for (size_t r = 0; r < rows; r++)
+        memcpy(y + r * ldy + column, block + r * columns,
+               smaller(columns, m->n - column) * sizeof *y);
 }
 
 /* Panels dealt at a time: few enough that all threads end at about the same time,
@@ -296,9 +293,9 @@ static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size
     const bool serial = threads == 1 || groups == 1 || m->n * m->k < SERIAL_WORK / rows;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
     for (long g = 0; g < groups; g++) {
-        const size_t first = (size_t)g * group, last = smaller(first + group, m->panels);
+        const size_t first = (size_t)g * group, count = smaller(group, m->panels - first);
         for (size_t r = 0; r < rows; r += ROW_BLOCK)
-            multiply_group(m, first, last, x + r * ldx, smaller(ROW_BLOCK, rows - r), ldx,
+            multiply_group(m, first, count, x + r * ldx, smaller(ROW_BLOCK, rows - r), ldx,
                            y + r * ldy, ldy);
     }
 }
