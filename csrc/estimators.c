@@ -180,35 +180,57 @@ static double from_bits(uint64_t bits)
     return x;
 }
 
-/* to[i * LANES + l] = row l of from, place i; lanes beyond `rows` repeat the last row. */
-BON_INLINE void load_lanes(const double *from, size_t rows, size_t n, double *to)
+BON_INLINE bon_vec *vec_at(double *x) { return (bon_vec *)x; }
+BON_INLINE const bon_vec *const_vec_at(const double *x) { return (const bon_vec *)x; }
+
+/* a where chosen, else b. */
+BON_INLINE void choose(bon_vec *to, const bon_choice *chosen, const bon_vec *a, const bon_vec *b)
+{
+    *to = (bon_vec)(((bon_choice)*a & *chosen) | ((bon_choice)*b & ~*chosen));
+}
+
+/* True if all of row [n] are finite: 0 * x is NaN where x is not. */
+BON_INLINE int all_finite(const double *row, size_t n)
+{
+    bon_vec check[2] = {{0.0}};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) check[v] += 0.0 * *const_vec_at(row + i + 4 * v);
+    const bon_vec both = check[0] + check[1];
+    double all = (both[0] + both[1]) + (both[2] + both[3]);
+    for (; i < n; i++) all += 0.0 * row[i];
+    return all == 0.0;
+}
+
+/* keys[i * LANES + l] = the score of sample i of row l, with its lowest bits
+ * replaced by i, so that sorting keys carries the samples along. Keys that agree
+ * in all other bits are looked at again. Lanes beyond `rows` repeat the last row. */
+BON_INLINE void load_keys(const ranking *by, const double *scores, size_t rows)
+{
+    const size_t n = by->n;
+    const int64_t mask = (int64_t)by->mask;
+    for (size_t l = 0; l < LANES; l++) {
+        const double *row = scores + (l < rows ? l : rows - 1) * n;
+        double *keys = by->keys + l;
+        size_t i = 0;
+        for (; i + 4 <= n; i += 4) {
+            const bon_vec x = *const_vec_at(row + i) + 0.0; /* -0.0 becomes 0.0 */
+            const bon_choice place = (bon_choice){0, 1, 2, 3} + (int64_t)i;
+            const bon_vec key = (bon_vec)(((bon_choice)x & ~mask) | (place & mask));
+            for (size_t j = 0; j < 4; j++) keys[(i + j) * LANES] = key[j];
+        }
+        for (; i < n; i++)
+            keys[i * LANES] = from_bits((bits_of(row[i] + 0.0) & ~by->mask) | (i & by->mask));
+    }
+}
+
+/* to[i * LANES + l] = element i of row l; lanes beyond `rows` repeat the last row. */
+static void load_lanes(const double *from, size_t rows, size_t n, double *to)
 {
     for (size_t l = 0; l < LANES; l++) {
         const double *row = from + (l < rows ? l : rows - 1) * n;
         for (size_t i = 0; i < n; i++) to[i * LANES + l] = row[i];
     }
-}
-
-/* True if all of [n, LANES] are finite: 0 * x is NaN where x is not. */
-BON_INLINE int all_finite(const double *x, size_t n)
-{
-    double check[LANES] = {0.0}, all = 0.0;
-    for (size_t i = 0; i < n; i++)
-        for (size_t l = 0; l < LANES; l++) check[l] += 0.0 * x[i * LANES + l];
-    for (size_t l = 0; l < LANES; l++) all += check[l];
-    return all == 0.0;
-}
-
-/* Turns scores into keys: the lowest bits are replaced by the index of the
- * sample, so that sorting keys carries the samples along. Keys that agree in
- * all other bits are looked at again. */
-BON_INLINE void make_keys(double *scores, size_t n, uint64_t mask)
-{
-    for (size_t i = 0; i < n; i++)
-        for (size_t l = 0; l < LANES; l++) {
-            const double x = scores[i * LANES + l] + 0.0; /* -0.0 becomes 0.0 */
-            scores[i * LANES + l] = from_bits((bits_of(x) & ~mask) | i);
-        }
 }
 
 /* Puts the larger of each pair into a. */
@@ -257,14 +279,14 @@ BON_INLINE void gather(const ranking *by, const double *from, size_t rows, doubl
 /* True where neighbours in some lane agree in all bits but the index. */
 BON_INLINE int any_tie(const ranking *by)
 {
-    uint64_t tied[LANES] = {0}, any = 0;
-    for (size_t i = LANES; i < by->n * LANES; i += LANES)
-        for (size_t l = 0; l < LANES; l++) {
-            const uint64_t a = bits_of(by->keys[i + l]), b = bits_of(by->keys[i + l - LANES]);
-            tied[l] |= ((a ^ b) & ~by->mask) == 0;
-        }
-    for (size_t l = 0; l < LANES; l++) any |= tied[l];
-    return any != 0;
+    const int64_t mask = (int64_t)by->mask;
+    bon_choice tied = {0};
+    for (size_t i = LANES; i < by->n * LANES; i += 4) {
+        const bon_choice a = (bon_choice)*vec_at(by->keys + i);
+        const bon_choice b = (bon_choice)*vec_at(by->keys + i - LANES);
+        tied |= ((a ^ b) & ~mask) == 0;
+    }
+    return (tied[0] | tied[1] | tied[2] | tied[3]) != 0;
 }
 
 static int by_falling_score(const void *a, const void *b)
@@ -292,41 +314,43 @@ static void sort_lane(const ranking *by, size_t lane)
  * scores differ in those bits only. */
 BON_INLINE void sort_what_keys_could_not(const ranking *by)
 {
-    int64_t wrong[LANES] = {0};
+    bon_choice wrong[2] = {{0}};
     for (size_t i = LANES; i < by->n * LANES; i += LANES)
-        for (size_t l = 0; l < LANES; l++)
-            wrong[l] |= by->scores[i + l] > by->scores[i + l - LANES];
+        for (size_t v = 0; v < 2; v++) {
+            const double *at = by->scores + i + 4 * v;
+            wrong[v] |= *const_vec_at(at) > *const_vec_at(at - LANES);
+        }
     for (size_t l = 0; l < LANES; l++)
-        if (wrong[l]) sort_lane(by, l);
+        if (wrong[l / 4][l % 4]) sort_lane(by, l);
 }
 
 /* Gives each of equal scores the mean of their rewards: weighed by rank, they
  * then share their chances evenly. Forwards, sum and count of the equals so
- * far; backwards, the mean found at the last of them. */
-BON_INLINE void share_ties(const ranking *by)
+ * far; backwards, the mean found at the last of them. Four lanes from `lane` on. */
+BON_INLINE void share_ties(const ranking *by, size_t lane)
 {
-    const double *restrict scores = by->scores;
-    double *restrict values = by->values, *restrict counts = by->keys; /* keys are done */
-    double sum[LANES], count[LANES], mean[LANES];
-    for (size_t l = 0; l < LANES; l++) sum[l] = count[l] = 0.0;
-    for (size_t i = 0; i < by->n; i++) {
-        const double *at = scores + i * LANES, *before = i > 0 ? at - LANES : at;
-        for (size_t l = 0; l < LANES; l++) {
-            const double keep = at[l] == before[l] ? 1.0 : 0.0;
-            sum[l] = keep * sum[l] + values[i * LANES + l];
-            count[l] = keep * count[l] + 1.0;
-            values[i * LANES + l] = sum[l];
-            counts[i * LANES + l] = count[l];
-        }
+    const double *scores = by->scores + lane;
+    double *values = by->values + lane, *counts = by->keys + lane; /* keys are done */
+    const bon_vec one = {1.0, 1.0, 1.0, 1.0};
+    bon_vec sum = {0.0}, count = {0.0}, mean, before = *const_vec_at(scores);
+    for (size_t i = 0; i < by->n * LANES; i += LANES) {
+        const bon_vec score = *const_vec_at(scores + i);
+        const bon_choice same = score == before;
+        sum = (bon_vec)((bon_choice)sum & same) + *vec_at(values + i);
+        count = (bon_vec)((bon_choice)count & same) + one;
+        *vec_at(values + i) = sum;
+        *vec_at(counts + i) = count;
+        before = score;
     }
-    for (size_t l = 0; l < LANES; l++) mean[l] = sum[l] / count[l];
-    for (size_t i = by->n; i-- > 0;) {
-        const double *at = scores + i * LANES, *after = i + 1 < by->n ? at + LANES : at;
-        double here[LANES];
-        for (size_t l = 0; l < LANES; l++)
-            here[l] = values[i * LANES + l] / counts[i * LANES + l];
-        for (size_t l = 0; l < LANES; l++) mean[l] = at[l] == after[l] ? mean[l] : here[l];
-        for (size_t l = 0; l < LANES; l++) values[i * LANES + l] = mean[l];
+    mean = sum / count;
+    for (size_t i = by->n * LANES; i > 0;) {
+        i -= LANES;
+        const bon_vec score = *const_vec_at(scores + i);
+        const bon_vec here = *vec_at(values + i) / *vec_at(counts + i);
+        const bon_choice same = score == before;
+        choose(&mean, &same, &mean, &here);
+        *vec_at(values + i) = mean;
+        before = score;
     }
 }
 
@@ -389,40 +413,41 @@ BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, doub
 /* From here on a network with lanes to spare costs more than sorting each row. */
 enum { LONG_ROW = 1024 };
 
-/* A few long rows, one by one. False where a value is not finite. */
-BON_INLINE int best_of_long_rows(const ranking *by, const double *scores,
+/* A few long rows, one by one. */
+BON_INLINE void best_of_long_rows(const ranking *by, const double *scores,
                                  const double *rewards, size_t rows, double *out)
 {
     load_lanes(scores, rows, by->n, by->scores);
     load_lanes(rewards, rows, by->n, by->values);
-    if (!all_finite(by->scores, by->n) || !all_finite(by->values, by->n)) return 0;
     for (size_t l = 0; l < rows; l++) sort_lane(by, l);
-    share_ties(by);
+    for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
     weigh(by, by->values, rows, out);
-    return 1;
 }
 
 /* At most LANES rows. False where a value is not finite. */
 BON_INLINE int best_of_rows(const ranking *by, const double *scores, const double *rewards,
                             size_t rows, double *out)
 {
-    if (rows < LANES && by->n >= LONG_ROW)
-        return best_of_long_rows(by, scores, rewards, rows, out);
-    load_lanes(scores, rows, by->n, by->keys);
-    if (!all_finite(by->keys, by->n)) return 0;
-    if (scores == rewards) { /* equal scores have equal rewards: nothing to share */
-        sort_lanes(by->keys, by->n);
+    const int perfect = scores == rewards; /* equal scores have equal rewards */
+    for (size_t l = 0; l < rows; l++)
+        if (!all_finite(rewards + l * by->n, by->n)
+            || (!perfect && !all_finite(scores + l * by->n, by->n)))
+            return 0;
+    if (rows < LANES && by->n >= LONG_ROW) {
+        best_of_long_rows(by, scores, rewards, rows, out);
+        return 1;
+    }
+    load_keys(by, scores, rows);
+    sort_lanes(by->keys, by->n);
+    if (perfect) {
         weigh(by, by->keys, rows, out);
         return 1;
     }
-    make_keys(by->keys, by->n, by->mask);
-    sort_lanes(by->keys, by->n);
     gather(by, rewards, rows, by->values);
-    if (!all_finite(by->values, by->n)) return 0;
     if (any_tie(by)) {
         gather(by, scores, rows, by->scores);
         sort_what_keys_could_not(by);
-        share_ties(by);
+        for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
     }
     weigh(by, by->values, rows, out);
     return 1;
