@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_TOKENS: int
+MAX_THREADS: int
 
 def rng_uniform(
     seed: int, prompt: int, repeat: int, sample: int, position: int, /
@@ -80,7 +81,6 @@ class Session:
         /,
     ) -> list[int]: ...
     def run(self, steps: int, /) -> list[tuple[int, str]]: ...
-    def events(self) -> list[tuple[int, str]]: ...
     def end(self, sample: int, reason: str, /) -> None: ...
     def view(
         self, sample: int, /

@@ -33,6 +33,8 @@ DTYPES = ("float32", "bfloat16")
 MAX_SLOTS = 256
 # Share of the free memory that cache and scratch may take when memory= is not given.
 MEMORY_SHARE = 0.5
+# Samples may be numbered up to here: their indices are 64-bit integers.
+MAX_START = 2**62
 # Decode steps between two looks at the clock, where nothing else happens.
 STEPS = 64
 
@@ -71,8 +73,9 @@ class LM:
         self.threads = threads
         self.eos_token_ids = checkpoint.eos_token_ids
         self.fingerprint = f"{checkpoint.fingerprint}-{dtype}"
+        tensors = checkpoint.tensors()  # first: a config may ask for more than the files hold
         self._model = built.Model(_engine_arch(self.arch), dtype, threads)
-        for key, (weights, name) in checkpoint.tensors().items():
+        for key, (weights, name) in tensors.items():
             *layer, slot = key.removeprefix("layers.").split(".")
             self._model.set(slot, int(layer[0]) if layer else 0, weights.array(name))
             weights.release(name)
@@ -93,7 +96,7 @@ class LM:
         dtype : {"auto", "float32", "bfloat16"}
             Precision of the matrices; sums are always float32. "auto": as the checkpoint says.
         threads : int, optional
-            Default: the processors this process may use. Results do not depend on it.
+            1 to 1024. Default: the processors this process may use. Results do not depend on it.
         memory : int, optional
             Bytes that cache and scratch of a call may take, >= 1. Default: half of what is
             free now. More samples than fit are drawn in waves.
@@ -110,7 +113,9 @@ class LM:
         """
         if dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
-        threads = usable_threads() if threads is None else _count("threads", threads)
+        most = engine().MAX_THREADS
+        threads = min(usable_threads(), most) if threads is None else _count(
+            "threads", threads, most=most)
         if memory is not None:
             memory = _count("memory", memory)
         checkpoint = Checkpoint(path)
@@ -231,6 +236,12 @@ class LM:
             prompts and completions differ in number, temperature <= 0, or a text is too long.
         """
         prompts = _one_per_prompt(prompts)
+        if any(isinstance(texts, str) for texts in completions):
+            raise TypeError("completions must hold a list of completions per prompt, found a str")
+        with np.errstate(over="ignore"):
+            used = _floats("temperature", temperature).astype(np.float32)
+        if used.ndim or not (np.isfinite(used) and used > 0):
+            raise ValueError(f"need one finite temperature > 0, got {temperature}")
         if len(prompts) != len(completions):
             raise ValueError(
                 f"need one list of completions per prompt, got {len(prompts)} prompts and "
@@ -301,7 +312,7 @@ class LM:
         MemoryError
             `memory` does not hold even one sample.
         """
-        n, start = _count("n", n), _count("start", start, least=0)
+        n, start = _count("n", n), _count("start", start, least=0, most=MAX_START)
         prompts = _one_per_prompt(prompts)
         seen: Counter[bytes] = Counter()
         requests = []
@@ -320,6 +331,7 @@ class LM:
                     samples.append(sample)
                     bar(sample)
             except KeyboardInterrupt:
+                samples += drawing.abort()
                 done = sum(sample.finish_reason != "aborted" for sample in samples)
                 warnings.warn(f"interrupted: {done} of {len(prompts) * n} samples are finished",
                               stacklevel=2)
@@ -411,7 +423,9 @@ class Drawing(Iterator[Sample]):
                     f"and scratch, but memory={lm.memory} allows {_megabytes(lm.memory)}: give "
                     "LM.load more memory or lower max_new_tokens"
                 )
-        wanted = sum(p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True))
+        together = (slots + 1) * max((sum(blocks) for blocks in need), default=0)
+        wanted = min(together, sum(
+            p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True)))
         watch = self._stops.watch(lm.arch.vocab) if self._stops else None
         return engine().Session(model, slots, max(1, min(budget, wanted)),
                                 np.array(lm.eos_token_ids, np.int32), watch)
@@ -439,9 +453,9 @@ class Drawing(Iterator[Sample]):
                 raise ValueError(f"prompt {request.prompt}: {error}") from None
             numbers = self._session.add_samples(
                 prompt, np.array(request.indices, np.uint64),
-                temperatures.astype(np.float32), s["top_k"] or 0,
+                temperatures.astype(np.float32), min(s["top_k"] or 0, self.lm.arch.vocab),
                 1.0 if s["top_p"] is None else s["top_p"], s["min_p"] or 0.0,
-                s["max_new_tokens"], s["seed"], request.repeat)
+                min(s["max_new_tokens"], self.lm.context), s["seed"], request.repeat)
             for number, index, t in zip(numbers, request.indices, temperatures, strict=True):
                 samples[number] = request, int(index), float(t)
         return samples
@@ -457,19 +471,23 @@ class Drawing(Iterator[Sample]):
                         continue  # ended by a stop string: finished when that was seen
                     if state != "live" or self._stop_string_ends(number):
                         yield self._finish(number)
-            yield from self._finish_all(session.events())
         except KeyboardInterrupt:
-            yield from self._finish_all(session.events())
-            for number in list(self._samples):
-                if session.view(number)[0] == "live":
-                    session.end(number, "aborted")
-                    yield self._finish(number)
+            yield from self._rest()
             raise
 
-    def _finish_all(self, events: list[tuple[int, str]]) -> Iterator[Sample]:
-        for number, state in events:
-            if number in self._samples and state not in ("live", "waiting"):
-                yield self._finish(number)
+    def abort(self) -> list[Sample]:
+        """End the live samples; they, and those that had ended and were not yielded."""
+        return list(self._rest())
+
+    def _rest(self) -> Iterator[Sample]:
+        self._seconds = time.monotonic() - self._started
+        for number in list(self._samples):
+            state = self._session.view(number)[0]
+            if state == "waiting":
+                return  # samples enter in the order of their numbers
+            if state == "live":
+                self._session.end(number, "aborted")
+            yield self._finish(number)
 
     def _stop_string_ends(self, number: int) -> bool:
         """Whether the newest token completed a stop string; then the sample ends."""
@@ -479,12 +497,14 @@ class Drawing(Iterator[Sample]):
         return True
 
     def _finish(self, number: int) -> Sample:
-        request, index, temperature = self._samples.pop(number)
+        request, index, temperature = self._samples[number]
         reason, tokens, logp, sampled_logp, certainty = self._session.view(number)
-        self._session.forget(number)
         text, reason = self._text(request, tokens, reason)
-        return Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
-                      temperature)
+        sample = Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
+                        temperature)
+        del self._samples[number]  # last: a Ctrl-C before this leaves it to abort()
+        self._session.forget(number)
+        return sample
 
     def _text(self, request: Request, tokens: NDArray[np.int32],
               reason: str) -> tuple[str | None, str]:
@@ -527,11 +547,13 @@ def _megabytes(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def _count(name: str, value: Any, least: int = 1) -> int:
+def _count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"need {name} >= {least}, got {value}")
+    if value > most:
+        raise ValueError(f"need {name} <= {most}, got {value}")
     return int(value)
 
 
@@ -582,6 +604,11 @@ def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[n
     """One temperature per requested sample, checked."""
     array = _floats("temperature", temperature)
     indices = np.asarray(request.indices, np.int64)
+    if array.ndim > 1:
+        raise ValueError(f"temperature must be a number or one per sample, got shape {array.shape}")
+    if indices.size and indices.min() < 0:
+        raise ValueError(f"sample indices must be >= 0, but {indices.min()} of prompt "
+                         f"{request.prompt} is requested")
     if array.ndim == 1 and indices.size and indices.max() >= array.size:
         raise ValueError(f"temperature has {array.size} entries, but sample {indices.max()} of "
                          f"prompt {request.prompt} is requested")

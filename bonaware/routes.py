@@ -38,35 +38,46 @@ def processor() -> str:
 
 
 def cache_file() -> Path:
-    """Where choices are kept: $BONAWARE_CACHE, else the user's cache folder."""
+    """Where choices are kept: $BONAWARE_CACHE, else the user's cache folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The user has no home.
+    """
     folder = os.environ.get("BONAWARE_CACHE")
     if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError as error:
+            raise FileNotFoundError(f"{error} Set HOME or BONAWARE_CACHE.") from None
         folder = Path(base) / "bonaware"
     return Path(folder) / "routes.json"
 
 
 def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
     """Set the routes of a model's matrices; returns {"qkv 2048x2048 prefill": route, ...}."""
-    cache = _read()
     machine = " | ".join((processor(), built["isa"], built["onednn_version"],
                           built["onednn_isa"]))
-    known = cache.setdefault(machine, {})
-    before = dict(known)
+    routes = built["routes"][dtype]
+    products = [
+        (index, phase, name, f"{outputs}x{inputs} {phase}", outputs * inputs < SMALL)
+        for index, (name, outputs, inputs) in enumerate(model.matrices())
+        for phase in ROWS
+    ]
+    known = _read().get(machine, {})
+    measured: dict[str, str] = {}
+    for index, phase, _, product, small in products:
+        key = f"{dtype} {product}"
+        if not small and key not in measured and known.get(key) not in routes:
+            measured[key] = _fastest(model, index, routes, ROWS[phase])
+    if measured:
+        known = known | _add(machine, measured, routes)
     chosen: dict[str, str] = {}
-    for index, (name, outputs, inputs) in enumerate(model.matrices()):
-        for phase, rows in ROWS.items():
-            key = f"{dtype} {outputs}x{inputs} {phase}"
-            if outputs * inputs < SMALL:
-                route = DEFAULT
-            elif key in known:
-                route = known[key]
-            else:
-                route = known[key] = _fastest(model, index, built["routes"][dtype], rows)
-            model.set_route(index, phase, route)
-            chosen[f"{name} {outputs}x{inputs} {phase}"] = route
-    if known != before:
-        _write(cache)
+    for index, phase, name, product, small in products:
+        route = DEFAULT if small else known[f"{dtype} {product}"]
+        model.set_route(index, phase, route)
+        chosen[f"{name} {product}"] = route
     return chosen
 
 
@@ -90,19 +101,29 @@ def _fastest(model: Any, index: int, routes: list[str], rows: int) -> str:
 def _read() -> dict[str, dict[str, str]]:
     try:
         found = json.loads(cache_file().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     sound = isinstance(found, dict) and all(isinstance(known, dict) for known in found.values())
     return found if sound else {}
 
 
-def _write(cache: dict[str, dict[str, str]]) -> None:
-    """Replace the file at once; a folder that cannot be written only costs the measurement."""
-    path = cache_file()
+def _add(machine: str, measured: dict[str, str], routes: list[str]) -> dict[str, str]:
+    """Write what was measured; returns all that is known of the machine.
+
+    What another process has chosen in the meantime stays, and counts here too. The file is
+    replaced at once; a folder that cannot be written only costs the measurement.
+    """
+    cache = _read()
+    known = dict(cache.get(machine, {}))
+    known |= {key: route for key, route in measured.items() if known.get(key) not in routes}
+    cache[machine] = known
     try:
+        path = cache_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(cache, file, indent=1)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder, path.name)
+            file.write_text(json.dumps(cache, indent=1))
+            file.replace(path)
     except OSError as error:
         print(f"bonaware: routes are measured at every load: {error}", file=sys.stderr)
+    return known

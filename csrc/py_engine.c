@@ -212,6 +212,7 @@ static int exec_module(PyObject *module)
     if (bon_add_weights_type(module) < 0 || bon_add_model_type(module) < 0
         || bon_add_session_type(module) < 0)
         return -1;
+    if (PyModule_AddIntConstant(module, "MAX_THREADS", BON_MAX_THREADS) < 0) return -1;
     return PyModule_AddIntConstant(module, "BLOCK_TOKENS", BON_BLOCK);
 }
 

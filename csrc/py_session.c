@@ -179,7 +179,8 @@ static PyObject *list_events(bon_session *session)
 PyDoc_STRVAR(Session_run_doc,
 "run($self, steps, /)\n--\n\n"
 "Decodes until something happened, at most `steps` tokens per sample. Returns\n"
-"[(sample, state), ...] of samples that ended or drew a watched token.");
+"[(sample, state), ...] of samples that ended or drew a watched token; those of a run\n"
+"that raised come with the next.");
 
 static PyObject *Session_run(SessionObject *self, PyObject *arg)
 {
@@ -199,16 +200,6 @@ static PyObject *Session_run(SessionObject *self, PyObject *arg)
     if (status != BON_OK) return raise_engine_status(status);
     if (PyErr_CheckSignals() < 0) return NULL;
     return list_events(session);
-}
-
-PyDoc_STRVAR(Session_events_doc,
-"events($self, /)\n--\n\n"
-"Events that run has not returned: samples that ended before an interrupt.");
-
-static PyObject *Session_events(SessionObject *self, PyObject *Py_UNUSED(args))
-{
-    bon_session *session = use(self);
-    return session ? list_events(session) : NULL;
 }
 
 static int find_state(const char *name, bon_sample_state *state)
@@ -396,7 +387,6 @@ static PyMethodDef Session_methods[] = {
     {"add_prompt", (PyCFunction)Session_add_prompt, METH_O, Session_add_prompt_doc},
     {"add_samples", (PyCFunction)Session_add_samples, METH_VARARGS, Session_add_samples_doc},
     {"run", (PyCFunction)Session_run, METH_O, Session_run_doc},
-    {"events", (PyCFunction)Session_events, METH_NOARGS, Session_events_doc},
     {"end", (PyCFunction)Session_end, METH_VARARGS, Session_end_doc},
     {"view", (PyCFunction)Session_view, METH_O, Session_view_doc},
     {"tail", (PyCFunction)Session_tail, METH_VARARGS, Session_tail_doc},
