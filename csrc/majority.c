@@ -155,8 +155,9 @@ static double *row_of(const level *at, double *rows, size_t s)
 }
 
 /* For winners with one vote the number of samples is the number of winners, so
- * one row, with an element per number of winners, is enough. */
-static void clear_level(level *at, size_t answers)
+ * one row, with an element per number of winners, is enough. Where one answer is
+ * paid its products are written before they are read. */
+static void clear_level(level *at, size_t answers, size_t paid)
 {
     at->winners = answers < at->top / at->m ? answers : at->top / at->m;
     at->before = at->m == 1 ? PAD : (at->m - 1 + PAD - 1) / PAD * PAD;
@@ -164,7 +165,7 @@ static void clear_level(level *at, size_t answers)
                  + (at->m == 1 ? at->winners + 1 : row_length(at, 0, answers));
     const size_t rows = at->m == 1 ? 1 : at->winners + 1;
     memset(at->plain, 0, rows * at->stride * sizeof *at->plain);
-    memset(at->paid, 0, rows * at->stride * sizeof *at->paid);
+    if (paid > 1) memset(at->paid, 0, rows * at->stride * sizeof *at->paid);
     row_of(at, at->plain, 0)[0] = 1.0;
 }
 
@@ -185,7 +186,7 @@ BON_INLINE void include_answer(const level *at, const double *chances, payment p
         const size_t len = row_length(at, s, answers);
         double *plain = row_of(at, at->plain, s), *paid = row_of(at, at->paid, s);
         const double *fewer_plain = s > 0 ? plain - at->stride : at->zeros;
-        const double *fewer_paid = s > 0 ? paid - at->stride : at->zeros;
+        const double *fewer_paid = s > 0 && !pay.first ? paid - at->stride : at->zeros;
         if (s > 0 && pay.value != 0.0) {
             extend(at->next, len, paid, chances, pay.first ? 0 : at->m, fewer_paid, win,
                    fewer_plain, win * pay.value);
@@ -200,12 +201,13 @@ BON_INLINE void include_answer(const level *at, const double *chances, payment p
 }
 
 /* Winners share evenly: sum[x] += paid / winners. */
-static void add_level(const level *at, size_t answers, double *sum)
+BON_INLINE void add_level(const level *at, size_t answers, double *sum)
 {
     for (size_t s = 1; s <= at->winners; s++) {
+        const double share = 1.0 / (double)s;
         const double *paid = at->m == 1 ? at->paid + at->before + s : row_of(at, at->paid, s);
         const size_t len = at->m == 1 ? 1 : row_length(at, s, answers);
-        for (size_t x = 0; x < len; x++) sum[s * at->m + x] += paid[x] / (double)s;
+        for (size_t x = 0; x < len; x++) sum[s * at->m + x] += share * paid[x];
     }
 }
 
@@ -263,7 +265,7 @@ BON_INLINE void count_level(const ballot *by, level *at, size_t unpaid, size_t p
         return;
     }
     const size_t answers = unpaid + paid;
-    clear_level(at, answers);
+    clear_level(at, answers, paid);
     for (size_t i = 0; i < answers; i++) {
         const int32_t g = i < unpaid ? by->order[i] : with_value[i - unpaid];
         const payment pay = {row->values[g], i == unpaid, i + 1 == answers};
