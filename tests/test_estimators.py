@@ -153,8 +153,12 @@ def test_pass_at_k_is_the_same_with_and_without_its_table():
     rng = np.random.default_rng(0)
     n = np.repeat([64, 5, 64, 30, 64], [500, 3, 20, 31, 65])
     c = rng.integers(0, n + 1)
-    got = pass_at_k(n, c, [1, 3, 5])
-    assert (got == [pass_at_k(int(a), int(b), [1, 3, 5]) for a, b in zip(n, c, strict=True)]).all()
+    for k in ([1, 3, 5], 5):
+        want = [pass_at_k(int(one), int(right), k) for one, right in zip(n, c, strict=True)]
+        assert (pass_at_k(n, c, k) == want).all()
+    c[200] = 65
+    with pytest.raises(ValueError, match="problem 200 has n=64, c=65, k=5"):
+        pass_at_k(n, c, 5)
 
 
 def test_pass_at_k_of_several_k_is_that_of_each():
@@ -216,6 +220,13 @@ def test_best_of_k_tells_scores_apart_that_differ_in_the_last_bits(step):
 def test_best_of_k_takes_minus_zero_for_zero():
     assert best_of_k([1.0, 0.0], 2, [-0.0, 0.0]) == 0.5
     assert best_of_k([1.0, 0.0], 2, [0.0, -0.0]) == 0.5
+    assert best_of_k([1.0, 0.0, 9.0, 9.0], 4, [-0.0, 0.0, -1.0, -2.0]) == 0.5
+
+
+@pytest.mark.parametrize("n", range(1, 13))
+def test_best_of_all_by_a_perfect_selector_is_exactly_the_largest(n):
+    rewards = np.random.default_rng(n).normal(size=(9, n))
+    assert (best_of_k(rewards, n) == rewards.max(-1)).all()
 
 
 def test_best_of_k_with_binary_rewards_is_pass_at_k():
@@ -508,6 +519,15 @@ def test_resampled_majority_depends_on_the_seed_and_not_on_the_other_rows():
     some = majority_at_k(codes[:7], codes[:7] == 0, [5, 20], weights[:7], rng=1)
     assert (one[:7] == some).all()
     assert (one[:, :1] == majority_at_k(codes, codes == 0, [5], weights, rng=1)).all()
+
+
+def test_resampled_majority_counts_votes_without_weight_once_and_others_not_at_all():
+    weights = np.random.default_rng(0).random(24)  # two answers with the same total
+    row = np.concatenate([weights, weights, np.zeros(9), np.ones(9)])
+    codes = np.repeat([0, 1, 0, -1], [24, 24, 9, 9])[None]
+    got = majority_at_k(codes, codes == 0, len(row), row[None])
+    assert got == [0.5]
+    assert majority_at_k(codes, codes < 0, len(row), row[None]) == [0.0]
 
 
 def test_majority_of_more_than_1500_samples_is_resampled():
