@@ -230,7 +230,7 @@ class _Table:
             samples=None,
             rewards=_pad(self.rewards, n),
             scores=scores,
-            answers=answers if self.fields.answers else None,
+            answers=answers if any(map(any, answers)) else None,
             settings=settings,
             k=k,
         )

@@ -466,6 +466,14 @@ def test_a_store_without_rewards_is_refused(tmp_path):
         evaluate_recorded(tmp_path / "run.sqlite")
 
 
+def test_a_recorded_field_without_any_answer_holds_no_votes(tmp_path):
+    rows = [{"id": 1, "reward": reward, "extracted_answer": None} for reward in (0, 1)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = evaluate_recorded(tmp_path / "rows.jsonl")
+    assert made.answers is None
+    assert list(made.curves().mean) == ["pass@k"]
+
+
 @pytest.mark.parametrize(("text", "options", "message"), [
     ("", {}, r"bad\.jsonl: need at least one row, but the file is empty"),
     ("[1]\n", {}, "line 1: need a JSON object"),
