@@ -63,8 +63,10 @@ def test_private_modules_and_paths_are_no_tasks(name):
 
 
 def test_an_unknown_option_is_a_type_error():
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match="task keywords: there is no 'colour'; there are: path"):
         tasks.get("keywords", colour="red")
+    with pytest.raises(TypeError, match="jsonl: 'path' is missing; there are: path, prompt_field"):
+        tasks.get("jsonl", match="exact")
 
 
 def test_importing_tasks_imports_no_verifier():
@@ -165,7 +167,8 @@ def test_jsonl_votes_with_what_it_extracts(tmp_path, extract, text, vote):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("{", "p.jsonl, line 2: not JSON"),
+    ("{", "p.jsonl, line 2: not JSON: Expecting property name enclosed in double quotes, "
+          "at character"),
     ("[" * 100_000, "p.jsonl, line 2: not JSON"),
     ("[1]", "p.jsonl, line 2: need a JSON object, got list"),
     ('{"answer": "a"}', r"line 2: need a field 'prompt' \(str or list\); there are answer"),

@@ -5,6 +5,7 @@ a class whose options are keywords. What a task must offer stands in the class `
 Nothing is downloaded: a task that needs data names the file it looked for.
 """
 
+import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -159,7 +160,14 @@ def get(name: str, **options: Any) -> Task:
     >>> len(task.load())
     64
     """
-    return _lookup.load(__name__, name, "TASK")(**options)
+    make = _lookup.load(__name__, name, "TASK")
+    taken = inspect.signature(make).parameters
+    wrong = [option for option in options if option not in taken]
+    missing = [o.name for o in taken.values() if o.default is o.empty and o.name not in options]
+    if wrong or missing:
+        said = f"there is no {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"
+        raise TypeError(f"options of task {name}: {said}; there are: {', '.join(taken) or 'none'}")
+    return make(**options)
 
 
 # -- for those who write tasks ---------------------------------------------
@@ -204,11 +212,18 @@ def read_jsonl(path: str | Path, limit: int | None = None) -> Iterator[tuple[int
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+                raise ValueError(f"{path}, line {number}: not JSON: {_not_json(error)}") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number}: need a JSON object, "
                                  f"got {type(record).__name__}")
             yield number, record
+
+
+def _not_json(error: Exception) -> str:
+    """What json says, without its own count of lines, which starts again at each line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, at character {error.pos + 1}"
+    return str(error)
 
 
 def require(record: dict[str, Any], name: str, kind: type | tuple[type, ...],
