@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -124,6 +125,19 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         raise UsageError("--export writes what is in the store: it needs --model and a store")
     if args.export and Path(args.export).suffix not in (".parquet", ".jsonl"):
         raise UsageError(f"--export needs a name ending in .parquet or .jsonl, got {args.export}")
+    drawing = [a for a in args.drawing if getattr(args, a.dest) != a.default]
+    if args.samples and drawing:
+        raise UsageError(f"{drawing[0].option_strings[0]} is for drawing; --samples are drawn")
+    if args.plot:
+        _need("matplotlib", "plots need matplotlib: pip install 'bonaware[plot]'")
+    if args.export and Path(args.export).suffix == ".parquet":
+        _need("pyarrow", "Parquet needs pyarrow: pip install 'bonaware[arrow]'")
+
+
+def _need(module: str, sentence: str) -> None:
+    """Said before the samples are drawn, not after."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(sentence)
 
 
 def _recorded(args: argparse.Namespace) -> Any:
@@ -318,7 +332,10 @@ def _temperature(text: str) -> float | list[float]:
 
 def _bytes(text: str) -> int:
     unit = text[-1:].upper()
-    return int(float(text[:-1]) * SIZES[unit]) if unit in SIZES else int(text)
+    try:
+        return int(float(text[:-1]) * SIZES[unit]) if unit in SIZES else int(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"need a size such as 8G, got {text!r}") from None
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -370,7 +387,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--verifier", metavar="NAME", action="append",
                       help=f"select by it: {', '.join(bonaware.verifiers.available())}; may be "
                       "repeated (default: likelihood)")  # fmt: skip
-    _model_arguments(parser, n=32)
+    _model_arguments(parser, n=32, length="the task's")
     where = parser.add_argument_group("where it goes")
     where.add_argument("--store", metavar="FILE", help="default: MODEL-TASK-SETTINGS.sqlite")
     where.add_argument("--no-store", action="store_true", help="keep samples in memory only")
@@ -396,10 +413,10 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--chat", action="store_true", help="prompts are messages of a user")
     kind.add_argument("--ids", action="store_true", help="prompts are token ids")
-    _model_arguments(parser, n=1)
+    _model_arguments(parser, n=1, length="256")
 
 
-def _model_arguments(parser: argparse.ArgumentParser, n: int) -> None:
+def _model_arguments(parser: argparse.ArgumentParser, n: int, length: str) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--n", type=int, default=n, help=f"samples per prompt (default: {n})")
     group.add_argument("--temperature", type=_temperature, default=1.0, metavar="T[,T,...]",
@@ -410,7 +427,7 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int) -> None:
     group.add_argument("--min-p", type=float, metavar="P",
                        help="of tokens with at least P times the largest probability")  # fmt: skip
     group.add_argument("--max-new-tokens", type=int, metavar="T",
-                       help="default: the task's, or 256")  # fmt: skip
+                       help=f"default: {length}")  # fmt: skip
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="STRING",
                        help="end a sample here; may be repeated")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -419,3 +436,4 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int) -> None:
     engine.add_argument("--threads", type=int, help="default: all this process may use")
     engine.add_argument("--memory", type=_bytes, metavar="SIZE",
                         help="of cache and scratch, such as 8G")  # fmt: skip
+    parser.set_defaults(drawing=[*group._group_actions, *engine._group_actions])

@@ -253,9 +253,10 @@ def test_config_as_text_and_as_json(capsys):
     (["evaluate", "--model", "m"], "tasks: .*keywords"),
     (["evaluate", "--samples", "f", "--task", "t"], "not both"),
     (["evaluate", "--samples", "f", "--export", "x.jsonl"], "it needs --model and a store"),
+    (["evaluate", "--samples", "f", "--n", "8"], "--n is for drawing; --samples are drawn"),
     ([*EVALUATE, "--export", "x.csv"], "a name ending in .parquet or .jsonl, got x.csv"),
     ([*EVALUATE, "--n", "x"], "invalid int value: 'x'"),
-    ([*EVALUATE, "--memory", "8X"], "argument --memory"),
+    ([*EVALUATE, "--memory", "8X"], "--memory: need a size such as 8G, got '8X'"),
     ([*EVALUATE, "--k", "1,x"], "argument --k: invalid list of int value: '1,x'"),
     ([*EVALUATE, "--task-option", "x"], "need NAME=VALUE, got 'x'"),
     (["generate", "x"], "required: --model"),
@@ -288,6 +289,17 @@ def test_a_failure_exits_with_1_and_one_sentence(lm, capsys, tmp_path, argv, mes
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("bonaware: ")
     assert message in last
+
+
+@pytest.mark.parametrize(("argv", "needed"), [
+    (["--plot", "c.png"], "matplotlib"),
+    (["--export", "s.parquet"], "pyarrow"),
+])
+def test_a_missing_library_is_said_before_anything_is_drawn(lm, capsys, monkeypatch, argv, needed):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main([*EVALUATE, *argv]) == 1
+    assert f"need {needed}" in capsys.readouterr().err.replace("needs", "need")
+    assert not lm.loaded
 
 
 def test_missing_data_are_said_before_the_model_is_read(lm, capsys, monkeypatch):
