@@ -191,6 +191,40 @@ static void test_sequences_share_and_copy_blocks(void)
     bon_cache_destroy(cache);
 }
 
+static void test_the_panels_of_a_block(void)
+{
+    enum { HEAD_DIM = 20, TOKEN = 19 };
+    bon_cache *cache;
+    CHECK(bon_cache_create(2, 2, HEAD_DIM, 2, &cache) == BON_OK);
+    bon_seq seq = {0};
+    CHECK(bon_seq_reserve(cache, &seq, 2 * BON_BLOCK) == BON_OK);
+    float keys[2 * HEAD_DIM], values[2 * HEAD_DIM];
+    for (int i = 0; i < 2 * HEAD_DIM; i++) {
+        keys[i] = (float)i;
+        values[i] = (float)-i;
+    }
+    bon_cache_write(cache, &seq, BON_BLOCK + TOKEN, 1, keys, values);
+    for (size_t head = 0; head < 2; head++) {
+        const float *k = bon_cache_keys(cache, seq.blocks[1], 1, head) + TOKEN / 16 * HEAD_DIM * 16;
+        const float *v = bon_cache_values(cache, seq.blocks[1], 1, head) + TOKEN * 16;
+        for (size_t i = 0; i < HEAD_DIM; i++) {
+            CHECK(k[i * 16 + TOKEN % 16] == keys[head * HEAD_DIM + i]);
+            CHECK(v[i / 16 * BON_BLOCK * 16 + i % 16] == values[head * HEAD_DIM + i]);
+        }
+    }
+    bon_seq_free(cache, &seq);
+    bon_cache_destroy(cache);
+}
+
+static void test_a_destroyed_cache_gives_its_addresses_back(void)
+{
+    for (int i = 0; i < 100; i++) { /* of 2 TB each: together more than there are */
+        bon_cache *cache;
+        CHECK(bon_cache_create(1, 1, 1 << 16, 1 << 17, &cache) == BON_OK);
+        bon_cache_destroy(cache);
+    }
+}
+
 static void test_cache_sizes_that_overflow_are_refused(void)
 {
     bon_cache *cache;
@@ -238,17 +272,26 @@ static void test_rows_at_distant_positions_do_not_touch(void)
     bon_session *crowd;
     CHECK(bon_session_create(model, &limits, &crowd) == BON_OK);
     /* One sample is far ahead of others of its prompt; more prompts than full items. */
-    const size_t prompt = add_prompt(crowd, text, 5), far = add_sample(crowd, prompt, 0);
+    const size_t prompt = add_prompt(crowd, text, 60), far = add_sample(crowd, prompt, 0);
     CHECK(bon_session_run(crowd, 45, NULL) == BON_OK);
     size_t late[2], others[20];
     for (uint64_t i = 0; i < 2; i++) late[i] = add_sample(crowd, prompt, 1 + i);
     for (uint64_t i = 0; i < 20; i++)
-        others[i] = add_sample(crowd, add_prompt(crowd, text + i, 3 + 4 * i), i);
+        others[i] = add_sample(crowd, add_prompt(crowd, text + i, 3 + 2 * i), i);
+    CHECK(bon_session_run(crowd, 1, NULL) == BON_OK);
+    /* The same in the opposite order: a question to the one behind, then to the far one. */
+    const size_t asked[2] = {late[0], far};
+    float together[2 * VOCAB], one[VOCAB], logp[2];
+    CHECK(bon_session_ask(crowd, asked, 2, text, 3, text, 1, NULL, logp, together) == BON_OK);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(bon_session_ask(crowd, &asked[i], 1, text, 3, text, 1, NULL, logp, one) == BON_OK);
+        CHECK(memcmp(together + i * VOCAB, one, sizeof one) == 0);
+    }
     run_to_end(crowd);
     for (uint64_t i = 0; i < 23; i++) {
         bon_session *alone;
         CHECK(bon_session_create(model, &limits, &alone) == BON_OK);
-        const size_t own = add_prompt(alone, i < 20 ? text + i : text, i < 20 ? 3 + 4 * i : 5);
+        const size_t own = add_prompt(alone, i < 20 ? text + i : text, i < 20 ? 3 + 2 * i : 60);
         const size_t sample = add_sample(alone, own, i < 20 ? i : i - 20);
         const size_t there = i < 20 ? others[i] : i == 20 ? far : late[i - 21];
         run_to_end(alone);
@@ -300,11 +343,53 @@ static void test_a_step_in_several_chunks_of_logits(void)
     bon_model_destroy(model);
 }
 
-static void test_drawn_logp_equals_scored_logp(void)
+/* A vocabulary in which drawing takes so long that the threads of a small model meet. */
+static void test_threads_that_share_the_samples_do_not_meet(void)
+{
+    bon_arch arch = wide;
+    arch.vocab = 20000;
+    const bon_sample_settings settings = {.how = {1.0f, 50, 0.9, 0.01}, .max_new_tokens = 12};
+    const bon_session_limits limits[3] = {{.slots = 33, .cache_blocks = 80},
+                                          {.slots = 33, .cache_blocks = 80},
+                                          {.slots = 1, .cache_blocks = 80}};
+    bon_model *models[3];
+    bon_session *sessions[3];
+    for (int i = 0; i < 3; i++) {
+        models[i] = make_model(&arch, BON_F32, (int[]){1, 3, 2}[i]);
+        CHECK(bon_model_pass_threads(models[i]) == 1);
+        CHECK(bon_session_create(models[i], &limits[i], &sessions[i]) == BON_OK);
+        const size_t prompt = add_prompt(sessions[i], (int32_t[]){1, 2, 3}, 3);
+        for (size_t k = 0, sample; k < 33; k++) {
+            bon_sample_settings own = settings;
+            own.key.sample = k;
+            CHECK(bon_session_add_sample(sessions[i], prompt, &own, &sample) == BON_OK);
+        }
+        bon_session_stats stats, later;
+        CHECK(bon_session_run(sessions[i], 1, NULL) == BON_OK);
+        bon_session_get_stats(sessions[i], &stats);
+        long countdown = 0;
+        const bon_poll poll = {stop_at_zero, &countdown};
+        CHECK(bon_session_run(sessions[i], 1, &poll) == BON_ERR_INTERRUPTED);
+        bon_session_get_stats(sessions[i], &later);
+        CHECK(later.new_tokens < stats.new_tokens + stats.live);
+        run_to_end(sessions[i]);
+        bon_session_get_stats(sessions[i], &stats);
+        CHECK(stats.prompt_tokens == 3); /* once, also where a sample waits */
+    }
+    for (int i = 1; i < 3; i++) {
+        for (size_t k = 0; k < 33; k++) CHECK(same_sample(sessions[0], k, sessions[i], k));
+    }
+    for (int i = 0; i < 3; i++) {
+        bon_session_destroy(sessions[i]);
+        bon_model_destroy(models[i]);
+    }
+}
+
+static void test_drawn_logp_equals_scored_logp(size_t prompt_len)
 {
     bon_model *model = make_model(&rich, BON_F32, 2);
     bon_session *session = make_session(model, 8, 1000);
-    const size_t prompt = add_prompt(session, text, 40);
+    const size_t prompt = add_prompt(session, text, prompt_len);
     int32_t tokens[8 * 70];
     float drawn[8 * 70], scored[8 * 70];
     size_t lengths[8], total = 0, bad;
@@ -318,16 +403,42 @@ static void test_drawn_logp_equals_scored_logp(void)
         memcpy(drawn + total, view.logp, view.length * sizeof *drawn);
         total += view.length;
     }
-    CHECK(bon_score_logp(model, text, 40, tokens, lengths, 8, 1.0f, NULL, scored, &bad)
+    CHECK(bon_score_logp(model, text, prompt_len, tokens, lengths, 8, 1.0f, NULL, scored, &bad)
           == BON_OK);
     for (size_t i = 0; i < total; i++) CHECK(fabsf(drawn[i] - scored[i]) < 1e-4f);
-    /* A completion longer than a chunk goes another way; prefixes agree. */
-    const size_t one = 120, two[2] = {30, 40};
-    float of_long[120], of_short[70];
-    CHECK(bon_score_logp(model, text, 3, text, &one, 1, 2.0f, NULL, of_long, &bad) == BON_OK);
-    CHECK(bon_score_logp(model, text, 3, text, two, 2, 2.0f, NULL, of_short, &bad) == BON_OK);
-    CHECK(memcmp(of_long, of_short, 30 * sizeof(float)) == 0);
     bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_a_completion_scores_the_same_wherever_it_stands(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    /* In chunks, in a batch, filling one exactly (70 + 58 rows), beginning the next; empty
+     * ones and single tokens between them. All are prefixes of one text. */
+    const size_t lengths[] = {140, 30, 40, 71, 0, 59, 1, 2, 129, 0, 130, 66, 65, 140};
+    enum { COUNT = sizeof lengths / sizeof *lengths };
+    int32_t tokens[COUNT * 140];
+    float together[COUNT * 140], alone[140];
+    size_t total = 0, at = 0, bad;
+    for (size_t c = 0; c < COUNT; total += lengths[c++])
+        memcpy(tokens + total, text, lengths[c] * sizeof *text);
+    CHECK(bon_score_logp(model, text, 3, tokens, lengths, COUNT, 2.0f, NULL, together, &bad)
+          == BON_OK);
+    CHECK(bon_score_logp(model, text, 3, text, lengths, 1, 2.0f, NULL, alone, &bad) == BON_OK);
+    for (size_t c = 0; c < COUNT; at += lengths[c++])
+        CHECK(memcmp(together + at, alone, lengths[c] * sizeof *alone) == 0);
+
+    int32_t whole[143];
+    float *logits = malloc(143 * VOCAB * sizeof *logits), want;
+    memcpy(whole, text, 3 * sizeof *text);
+    memcpy(whole + 3, text, 140 * sizeof *text);
+    CHECK(bon_score_logits(model, whole, 143, NULL, logits, &bad) == BON_OK);
+    for (size_t i = 0; i < 140; i++) {
+        CHECK(bon_log_softmax_at(logits + (2 + i) * VOCAB, VOCAB, 2.0f, &text[i], 1, &want)
+              == BON_OK);
+        CHECK(fabsf(alone[i] - want) < 1e-4f);
+    }
+    free(logits);
     bon_model_destroy(model);
 }
 
@@ -385,14 +496,144 @@ static void test_a_question_leaves_no_trace(void)
     bon_model_destroy(model);
 }
 
+static void test_questions_in_little_room(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    /* Beside the prompt's two blocks and three for each sample: one fork, or all. */
+    bon_session *narrow = make_session(model, 8, 21), *roomy = make_session(model, 8, 100);
+    bon_session *const both[2] = {narrow, roomy};
+    float logp[2][12], *logits[2];
+    const size_t asked[6] = {0, 1, 2, 3, 4, 5};
+    const int32_t named[2] = {1, 2};
+    for (int i = 0; i < 2; i++) {
+        const size_t prompt = add_prompt(both[i], text, 33);
+        const bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 70};
+        for (size_t k = 0, sample; k < 6; k++) {
+            bon_sample_settings own = settings;
+            own.key.sample = 20 + k;
+            CHECK(bon_session_add_sample(both[i], prompt, &own, &sample) == BON_OK);
+        }
+        CHECK(bon_session_run(both[i], 1, NULL) == BON_OK);
+        bon_session_stats stats;
+        bon_session_get_stats(both[i], &stats);
+        CHECK(stats.live == 6);
+        logits[i] = malloc(6 * VOCAB * sizeof **logits);
+        CHECK(bon_session_ask(both[i], asked, 6, text, 4, named, 2, NULL, logp[i], logits[i])
+              == BON_OK);
+        bon_session_get_stats(both[i], &stats);
+        CHECK(stats.live == 6 && stats.free_blocks == (i ? 80 : 1));
+    }
+    CHECK(memcmp(logp[0], logp[1], sizeof logp[0]) == 0);
+    CHECK(memcmp(logits[0], logits[1], 6 * VOCAB * sizeof **logits) == 0);
+    CHECK(logp[0][0] != logp[0][2] && logits[0][0] != logits[0][VOCAB]);
+    CHECK(bon_session_ask(narrow, asked, 6, text, 40, named, 2, NULL, logp[0], NULL)
+          == BON_ERR_FULL); /* a fork of two blocks */
+    bon_sample_view view;
+    CHECK(bon_session_view(roomy, 0, &view) == BON_OK);
+    const size_t left = CONTEXT - 33 - view.length;
+    CHECK(bon_session_ask(roomy, asked, 1, text, left, named, 2, NULL, logp[0], NULL) == BON_OK);
+    CHECK(bon_session_ask(roomy, asked, 1, text, left + 1, named, 2, NULL, logp[0], NULL)
+          == BON_ERR_DOMAIN);
+    for (int i = 0; i < 2; i++) {
+        run_to_end(both[i]);
+        free(logits[i]);
+    }
+    for (size_t k = 0; k < 6; k++) CHECK(same_sample(narrow, k, roomy, k));
+    bon_session_destroy(narrow);
+    bon_session_destroy(roomy);
+    bon_model_destroy(model);
+}
+
+static void test_every_event_is_named_once(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    uint8_t watch[VOCAB];
+    memset(watch, 1, sizeof watch);
+    bon_session *session;
+    const bon_session_limits limits = {.slots = 12, .cache_blocks = 100, .watch = watch};
+    CHECK(bon_session_create(model, &limits, &session) == BON_OK);
+    const size_t prompt = add_prompt(session, text, 10);
+    size_t sample;
+    for (uint64_t i = 0; i < 16; i++) add_sample(session, prompt, i); /* events have room for 16 */
+    CHECK(bon_session_run(session, 5, NULL) == BON_OK); /* stops where they have entered */
+    bon_sample_view view;
+    for (size_t i = 0; i < 12; i++)
+        CHECK(bon_session_view(session, i, &view) == BON_OK && view.length == 1);
+    for (size_t i = 0; i < 5; i++) {
+        CHECK(bon_session_next_event(session, &sample) && sample == i);
+    }
+    CHECK(bon_session_end_sample(session, 9, BON_STOP_STRING, 1) == BON_OK); /* is named already */
+    for (size_t i = 0; i < 5; i++)
+        CHECK(bon_session_end_sample(session, i, BON_STOP_STRING, 1) == BON_OK);
+    for (size_t i = 5; i < 17; i++)
+        CHECK(bon_session_next_event(session, &sample) && sample == i % 12);
+    CHECK(!bon_session_next_event(session, &sample));
+    CHECK(bon_session_run(session, 5, NULL) == BON_OK);
+    size_t named = 0;
+    while (bon_session_next_event(session, &sample)) named++;
+    CHECK(named == 4); /* only those that have entered: the others have not run on */
+    CHECK(bon_session_run(session, 5, NULL) == BON_OK);
+    for (named = 0; bon_session_next_event(session, &sample); named++) {
+        CHECK(bon_session_view(session, sample, &view) == BON_OK);
+        CHECK(view.length == 2);
+    }
+    CHECK(named == 10);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_a_model_that_computes_nan_says_so(void)
+{
+    bon_model *model = make_model(&rich, BON_F32, 1);
+    float nans[HIDDEN];
+    for (int i = 0; i < HIDDEN; i++) nans[i] = NAN;
+    bon_session *session = make_session(model, 4, 40);
+    const size_t prompt = add_prompt(session, text, 10);
+    add_sample(session, prompt, 0);
+    add_sample(session, prompt, 1);
+    CHECK(bon_session_run(session, 1, NULL) == BON_OK);
+    CHECK(bon_model_set(model, BON_FINAL_NORM, 0, nans, BON_F32) == BON_OK);
+    bon_session_stats stats;
+    bon_sample_view before, after;
+    CHECK(bon_session_view(session, 0, &before) == BON_OK);
+    CHECK(bon_session_run(session, 1, NULL) == BON_ERR_NOT_FINITE);
+    CHECK(bon_session_view(session, 0, &after) == BON_OK && after.length == before.length);
+    add_sample(session, add_prompt(session, text, 20), 0);
+    CHECK(bon_session_run(session, 1, NULL) == BON_ERR_NOT_FINITE);
+    bon_session_get_stats(session, &stats); /* two prompts of one block, three of each sample */
+    CHECK(stats.live == 2 && stats.waiting == 1 && stats.free_blocks == 40 - 2 - 2 * 3);
+    for (size_t i = 0; i < 3; i++)
+        CHECK(bon_session_end_sample(session, i, BON_ABORTED, 0) == BON_OK);
+    bon_session_get_stats(session, &stats);
+    CHECK(stats.free_blocks == 40);
+    bon_session_destroy(session);
+    bon_model_destroy(model);
+}
+
+static void test_every_slot_of_a_model_is_asked_for(void)
+{
+    bon_model *model;
+    CHECK(bon_model_create(&rich, BON_F32, 1, &model) == BON_OK);
+    const float zeros[VOCAB * HIDDEN] = {0};
+    bon_slot slot;
+    size_t layer, count = 0;
+    for (; bon_model_missing(model, &slot, &layer); count++)
+        CHECK(bon_model_set(model, slot, layer, zeros, BON_F32) == BON_OK);
+    CHECK(count == BON_Q + (BON_SLOTS - BON_Q) * LAYERS);
+    bon_model_destroy(model);
+}
+
 static void test_entering_samples_can_be_interrupted(void)
 {
     bon_model *model = make_model(&rich, BON_F32, 1);
     bon_session *session = make_session(model, 4, 40);
     const size_t prompt = add_prompt(session, text, 10);
     const bon_sample_settings settings = {.how = {1.0f, 0, 1.0, 0.0}, .max_new_tokens = 1};
-    for (size_t i = 0, sample; i < 1000; i++) /* all end as they enter */
-        CHECK(bon_session_add_sample(session, prompt, &settings, &sample) == BON_OK);
+    for (size_t i = 0, sample; i < 1000; i++) { /* all end as they enter */
+        bon_sample_settings own = settings;
+        own.key.sample = i;
+        CHECK(bon_session_add_sample(session, prompt, &own, &sample) == BON_OK);
+    }
     long countdown = 100;
     const bon_poll poll = {stop_at_zero, &countdown};
     CHECK(bon_session_run(session, 1, &poll) == BON_ERR_INTERRUPTED);
@@ -400,6 +641,12 @@ static void test_entering_samples_can_be_interrupted(void)
     bon_session_get_stats(session, &stats);
     CHECK(stats.waiting > 900 && stats.waiting < 1000);
     run_to_end(session);
+    for (size_t i = 0; i < 1000; i++) { /* an end token counts as one at the limit too */
+        bon_sample_view view;
+        CHECK(bon_session_view(session, i, &view) == BON_OK && view.length == 1);
+        const bool end = view.tokens[0] == 3 || view.tokens[0] == 5;
+        CHECK(view.state == (end ? BON_END_TOKEN : BON_LENGTH));
+    }
     bon_session_destroy(session);
     bon_model_destroy(model);
 }
@@ -429,9 +676,9 @@ static void test_a_waiting_sample_does_not_keep_its_prompt_in_the_way_of_others(
     bon_model_destroy(model);
 }
 
-static void test_interrupts_lose_nothing(void)
+static void test_interrupts_lose_nothing(int threads)
 {
-    bon_model *model = make_model(&rich, BON_F32, 1);
+    bon_model *model = make_model(&rich, BON_F32, threads);
     bon_session *calm = make_session(model, 3, 40);
     size_t prompt = add_prompt(calm, text, 140), sample;
     for (uint64_t i = 0; i < 5; i++) add_sample(calm, prompt, i);
@@ -516,8 +763,10 @@ static void test_bad_calls_are_refused(void)
               == BON_ERR_DOMAIN && bad == 42);
     CHECK(bon_score_logp(model, text, 40, text, &too_long, 1, 1.0f, NULL, logp, &bad)
               == BON_ERR_DOMAIN && bad == SIZE_MAX);
+    float all[CONTEXT];
+    CHECK(bon_score_logp(model, text, 40, text, &fits, 1, 1.0f, NULL, all, &bad) == BON_OK);
     CHECK(bon_score_logp(model, text, 1, text, &(size_t){1}, 1, 0.0f, NULL, logp, &bad)
-          == BON_ERR_DOMAIN);
+              == BON_ERR_DOMAIN && bad == SIZE_MAX);
     CHECK(bon_score_logp(model, text, 1, text, &(size_t){1}, 1, INFINITY, NULL, logp, &bad)
               == BON_ERR_DOMAIN && bad == SIZE_MAX);
 
@@ -526,6 +775,9 @@ static void test_bad_calls_are_refused(void)
     wrong.kv_heads = 3;
     CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN && none == NULL);
     CHECK(bon_model_create(&rich, BON_F32, BON_MAX_THREADS + 1, &none) == BON_ERR_DOMAIN);
+    wrong = rich;
+    wrong.ropes = 1; /* and layer 1 wants the second */
+    CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN);
     wrong = rich;
     wrong.head_dim = 7;
     CHECK(bon_model_create(&wrong, BON_F32, 1, &none) == BON_ERR_DOMAIN);
@@ -634,15 +886,25 @@ int main(void)
     for (size_t i = 0; i < sizeof text / sizeof *text; i++)
         text[i] = (int32_t)((double)(noise(&state) + 0.5f) * VOCAB);
     test_sequences_share_and_copy_blocks();
+    test_the_panels_of_a_block();
+    test_a_destroyed_cache_gives_its_addresses_back();
     test_cache_sizes_that_overflow_are_refused();
     test_a_sample_has_the_same_bits_wherever_it_runs(BON_F32);
     test_a_sample_has_the_same_bits_wherever_it_runs(BON_BF16);
     test_rows_at_distant_positions_do_not_touch();
     test_a_step_in_several_chunks_of_logits();
-    test_drawn_logp_equals_scored_logp();
+    test_threads_that_share_the_samples_do_not_meet();
+    test_drawn_logp_equals_scored_logp(40);
+    test_drawn_logp_equals_scored_logp(135);
+    test_a_completion_scores_the_same_wherever_it_stands();
     test_a_question_leaves_no_trace();
     test_entering_samples_can_be_interrupted();
-    test_interrupts_lose_nothing();
+    test_interrupts_lose_nothing(1);
+    test_interrupts_lose_nothing(2);
+    test_questions_in_little_room();
+    test_every_event_is_named_once();
+    test_a_model_that_computes_nan_says_so();
+    test_every_slot_of_a_model_is_asked_for();
     test_a_waiting_sample_does_not_keep_its_prompt_in_the_way_of_others();
     test_ended_samples_free_slot_and_cache_at_once();
     test_bad_calls_are_refused();
