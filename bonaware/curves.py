@@ -192,6 +192,8 @@ def which_k(k: Sequence[int] | None, n: int) -> list[int]:
     ------
     ValueError
         There is no k, or one is not in 1 ... n.
+    TypeError
+        k is no sequence.
 
     Examples
     --------
@@ -200,6 +202,8 @@ def which_k(k: Sequence[int] | None, n: int) -> list[int]:
     """
     if k is None:
         return sorted({*(2**i for i in range(n.bit_length())), n} - {0})
+    if np.ndim(k) != 1:
+        raise TypeError(f"k must be a sequence of int, got {k!r}")
     if not len(k) or min(k) < 1 or max(k) > n:
         raise ValueError(f"need 1 <= k <= n, but n is {n} and k is {list(k)}")
     return list(k)

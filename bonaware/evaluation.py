@@ -230,6 +230,10 @@ def evaluate(
     >>> run.curves().mean["pass@k"][-1]  # doctest: +SKIP
     1.0
     """
+    if isinstance(lm, str | os.PathLike):
+        raise TypeError(f"lm must be a model, such as LM.load({os.fspath(lm)!r}), got its path")
+    if isinstance(stop_strings, str):
+        raise TypeError(f"stop_strings must be a sequence of str, got {stop_strings!r}")
     n, schedule = _check_sampling(n, temperature)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
