@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Floats", "Ks", "as_int64", "as_ks", "as_probability", "need_same_shape", "place"]
+__all__ = [
+    "Floats",
+    "Ks",
+    "as_floats",
+    "as_int64",
+    "as_ks",
+    "as_probability",
+    "need_same_shape",
+    "place",
+]
 
 Floats = NDArray[np.float64]
 Ks = int | Sequence[int] | NDArray[np.integer]
@@ -19,6 +28,17 @@ def as_ks(k: Ks) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     if array.size and array.min() < 1:
         raise ValueError(f"k must be >= 1, got {array.min()}")
     return np.ascontiguousarray(array.ravel()), array.shape
+
+
+def as_floats(x: ArrayLike, name: str) -> Floats:
+    """x as a contiguous float64 array."""
+    try:
+        return np.ascontiguousarray(x, np.float64)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{name} must be an array of numbers, rows equally long (a mask says where no sample "
+            f"is): {error}"
+        ) from None
 
 
 def as_int64(x: ArrayLike, name: str) -> NDArray[np.int64]:

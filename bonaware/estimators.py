@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _estimators
-from bonaware._arguments import Floats, Ks, as_int64, as_ks, need_same_shape, place
+from bonaware._arguments import Floats, Ks, as_floats, as_int64, as_ks, need_same_shape, place
 from bonaware._bon_law import bon_kl, bon_lambda, bon_policy
 from bonaware._coscaling import CoScaling, fit_coscaling
 from bonaware._parallel import for_rows
@@ -140,8 +140,8 @@ def best_of_k(
     array([[2.        , 2.66666667, 3.        ]])
     """
     ks, shape = as_ks(k)
-    rewards = np.ascontiguousarray(rewards, np.float64)
-    scores = rewards if scores is None else np.ascontiguousarray(scores, np.float64)
+    rewards = as_floats(rewards, "rewards")
+    scores = rewards if scores is None else as_floats(scores, "scores")
     need_same_shape(scores, "scores", rewards, "rewards")
     *batch, n = rewards.shape
     rows = (math.prod(batch), n)
@@ -187,7 +187,7 @@ def worst_of_k(
     >>> worst_of_k([0.0, 0.0, 1.0, 1.0], k=2)
     array(0.16666667)
     """
-    rewards = np.ascontiguousarray(rewards, np.float64)
+    rewards = as_floats(rewards, "rewards")
     if scores is None:
         worst = best_of_k(-rewards, k, mask=mask)
         return np.negative(worst, out=worst)
@@ -263,10 +263,10 @@ def majority_at_k(
     """
     ks, shape = as_ks(k)
     codes = as_codes(answers, mask)
-    correct = np.ascontiguousarray(correct, np.float64)
+    correct = as_floats(correct, "correct")
     need_same_shape(correct, "correct", codes, "answers")
     if weights is not None:
-        weights = np.ascontiguousarray(weights, np.float64)
+        weights = as_floats(weights, "weights")
         need_same_shape(weights, "weights", codes, "answers")
     if mask is not None:
         _need_k_samples(codes != NO_SAMPLE, ks)

@@ -775,6 +775,12 @@ def test_pass_at_k_rejects_bad_counts_by_name(n, c, k, message):
         pass_at_k(n, c, k)
 
 
+@pytest.mark.parametrize("rewards", [[[1, 0], [1]], [["a", "b"]]])
+def test_rewards_that_are_no_array_of_numbers_get_a_sentence(rewards):
+    with pytest.raises(ValueError, match="rewards must be an array of numbers, rows equally long"):
+        best_of_k(rewards, 1)
+
+
 def test_pass_at_k_rejects_what_is_not_an_integer():
     with pytest.raises(TypeError, match="c must hold integers, got dtype float64"):
         pass_at_k([8], [1.0], 4)
