@@ -233,12 +233,15 @@ def evaluate(
     if isinstance(lm, str | os.PathLike):
         raise TypeError(f"lm must be a model, such as LM.load({os.fspath(lm)!r}), got its path")
     if isinstance(stop_strings, str):
-        raise TypeError(f"stop_strings must be a sequence of str, got {stop_strings!r}")
+        stop_strings = [stop_strings]
     n, schedule = _check_sampling(n, temperature)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
     judges = _verifiers(verifiers, task)
     problems = task.load(split=split, limit=limit)
+    if not problems:
+        raise ValueError(f"need at least one problem, but task {task.name} has none in split "
+                         f"{split!r} with limit={limit}")
     prompts = [task.prompt(problem) for problem in problems]
     tokens = [lm.encode(prompt) for prompt in prompts]
     sampling = {

@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +289,7 @@ class LM:
             Truncation, in this order, behind the temperature; see csrc/sample.h.
         max_new_tokens : int
             >= 1. Samples also end where the model's context does.
-        stop_strings : sequence of str
+        stop_strings : str or sequence of str
             A sample ends where its text first contains one; `text` excludes it.
         rng : int, SeedSequence, Generator or None
             Sample i of a prompt depends on (rng, prompt, i) only: not on n, on other prompts,
@@ -574,12 +574,18 @@ def _as_ids(tokens: ArrayLike, what: str) -> NDArray[np.int32]:
 
 def _one_per_prompt(prompts: Any) -> list[Prompt]:
     """A list of prompts, from one prompt or several."""
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts] if isinstance(prompts, str) else [[prompts]]
-    prompts = list(prompts)
-    if prompts and isinstance(prompts[0], (int, np.integer, Mapping)):
+    if isinstance(prompts, str):
         return [prompts]
-    return prompts
+    if isinstance(prompts, Mapping):
+        return [[prompts]]
+    several = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    if several and isinstance(several[0], (int, np.integer, Mapping)) and several[0] is not prompts:
+        return [several]
+    for prompt in several:
+        if not isinstance(prompt, (Sequence, np.ndarray)):
+            raise TypeError("a prompt must be a str, a sequence of token ids or a sequence of "
+                            f"chat messages, got {type(prompt).__name__}")
+    return several
 
 
 def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDArray[np.float64]:

@@ -214,6 +214,12 @@ def test_a_prompt_that_cannot_be_used_is_refused(lm, prompt, error, words):
         lm.generate([[1, 2], prompt], n=2)
 
 
+@pytest.mark.parametrize("prompts", [5, 1.5, None, [None], [1.5, 2.5]], ids=str)
+def test_prompts_of_the_wrong_kind_are_refused(lm, prompts):
+    with refuses(TypeError, "a prompt must be a str, a sequence of token ids or"):
+        lm.generate(prompts, n=1)
+
+
 def test_a_prompt_that_cannot_be_used_is_named_by_its_number(lm):
     with refuses(ValueError, "prompt 2", "11"):
         lm.generate([[1], [2], [3, 11]], n=1)
