@@ -464,13 +464,13 @@ static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
     return BON_OK;
 }
 
-/* Frees the cache of prompts without live samples, all but one: those whose samples
- * wait are read again. Returns whether there was any. */
-static bool release_idle_prompts(bon_session *s, const prompt_record *but)
+/* Where no sample lives: frees the cache of the prompts whose samples wait; they will
+ * be read again. Returns whether there was any. */
+static bool release_all_prompts(bon_session *s)
 {
     bool any = false;
     for (prompt_record *p = s->prompts; p < s->prompts + s->n_prompts; p++) {
-        if (p == but || p->live > 0 || p->logits == NULL) continue;
+        if (p->logits == NULL) continue;
         release_prompt(s, p);
         any = true;
     }
@@ -485,9 +485,7 @@ static bon_status enter(bon_session *s, const bon_poll *poll)
             if (bon_should_stop(poll)) return BON_ERR_INTERRUPTED;
             const bon_status status = enter_one(s, sample, poll);
             if (status == BON_ERR_FULL && s->n_live > 0) return BON_OK; /* later */
-            if (status == BON_ERR_FULL
-                && release_idle_prompts(s, &s->prompts[s->samples[sample].prompt]))
-                continue;
+            if (status == BON_ERR_FULL && release_all_prompts(s)) continue;
             if (status != BON_OK) return status;
         }
         s->next_waiting++;

@@ -275,9 +275,12 @@ static void test_rows_at_distant_positions_do_not_touch(void)
     const size_t prompt = add_prompt(crowd, text, 60), far = add_sample(crowd, prompt, 0);
     CHECK(bon_session_run(crowd, 45, NULL) == BON_OK);
     size_t late[2], others[20];
-    for (uint64_t i = 0; i < 2; i++) late[i] = add_sample(crowd, prompt, 1 + i);
     for (uint64_t i = 0; i < 20; i++)
         others[i] = add_sample(crowd, add_prompt(crowd, text + i, 3 + 2 * i), i);
+    CHECK(bon_session_run(crowd, 1, NULL) == BON_OK); /* more rows, that see less */
+    for (uint64_t i = 0; i < 2; i++) late[i] = add_sample(crowd, prompt, 1 + i);
+    size_t named;
+    while (bon_session_next_event(crowd, &named)) continue;
     CHECK(bon_session_run(crowd, 1, NULL) == BON_OK);
     /* The same in the opposite order: a question to the one behind, then to the far one. */
     const size_t asked[2] = {late[0], far};
@@ -338,6 +341,15 @@ static void test_a_step_in_several_chunks_of_logits(void)
     CHECK(bon_session_view(session, WIDE_SLOTS - 1, &last) == BON_OK && last.length == 2);
     run_to_end(session);
     for (size_t i = 0; i < WIDE_SLOTS; i++) CHECK(same_sample(session, i, calm, i));
+
+    float logp[60];
+    size_t bad;
+    countdown = 9; /* two passes of four products, and the first chunk */
+    CHECK(bon_score_logp(model, text, 3, text, &(size_t){60}, 1, 1.0f, &poll, logp, &bad)
+          == BON_ERR_INTERRUPTED);
+    countdown = 10;
+    CHECK(bon_score_logp(model, text, 3, text, &(size_t){60}, 1, 1.0f, &poll, logp, &bad)
+          == BON_OK);
     bon_session_destroy(session);
     bon_session_destroy(calm);
     bon_model_destroy(model);
