@@ -4,7 +4,7 @@ PYTHON ?= python3
 WARN    = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror
 SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
 SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys -m 'not clock'
 
 # The core as a library of sanitized objects: a test links the members it needs.
 CORE    = $(patsubst csrc/%.c,build/ctest/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
@@ -87,6 +87,7 @@ stubs: build
 # Figures belong into benchmarks/README.md, with the machine they were measured on.
 bench: build build/bench/bench_gemm build/bench/llama-1b
 	./build/bench/bench_gemm
+	$(PYTHON) benchmarks/bench_estimators.py
 	$(PYTHON) benchmarks/bench_decode.py build/bench/llama-1b
 
 build/bench/bench_gemm: benchmarks/bench_gemm.c $(wildcard csrc/*.[ch]) build/ctest/onednn

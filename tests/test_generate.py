@@ -338,6 +338,7 @@ def interrupt_after():
         timer.join()
 
 
+@pytest.mark.clock
 def test_ctrl_c_ends_generate_at_once_and_keeps_what_is_finished(tiny, interrupt_after):
     path = tiny("wide", eos=[5, 6, 7])
     lm = bon.LM.load(path, dtype="float32")
@@ -354,6 +355,7 @@ def test_ctrl_c_ends_generate_at_once_and_keeps_what_is_finished(tiny, interrupt
     np.testing.assert_array_equal(again.tokens[0][0], finished.tokens)
 
 
+@pytest.mark.clock
 def test_ctrl_c_during_a_long_prompt_is_answered(tiny, interrupt_after):
     lm = bon.LM.load(tiny("wide"), dtype="float32")
     prompts = [np.random.default_rng(p).integers(0, 1003, 4000) for p in range(40)]
@@ -365,6 +367,7 @@ def test_ctrl_c_during_a_long_prompt_is_answered(tiny, interrupt_after):
     assert not samples.valid.all() or "aborted" in samples.finish_reason
 
 
+@pytest.mark.clock
 def test_other_threads_run_while_samples_are_drawn(tiny):
     lm = bon.LM.load(tiny("wide"), dtype="float32", threads=1)
     pauses, done = [], threading.Event()
