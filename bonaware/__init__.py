@@ -19,6 +19,7 @@ _PUBLIC = {
     "estimators": ("estimators", None),
     "evaluate": ("evaluation", "evaluate"),
     "evaluate_recorded": ("recorded", "evaluate_recorded"),
+    "losses": ("losses", None),
     "models": ("models", None),
     "plot": ("plot", None),
     "select": ("select", None),
