@@ -24,6 +24,8 @@ typedef struct {
     size_t head_dim;      /* even */
     size_t intermediate;  /* width of the MLP */
     size_t max_positions; /* context: prompt + new tokens */
+    size_t labels;        /* 0: predicts tokens; else a score head of so many labels
+                             in place of the vocabulary projection */
 
     bon_activation activation; /* of the gate: act(gate) * up */
     float norm_eps;

@@ -177,12 +177,13 @@ static void softmax_row(const setting *s, float *x, size_t position, size_t own_
 
 /* -- one item -------------------------------------------------------------- */
 
-static void gather_queries(const setting *s, const item *it, const float *q, float *to)
+static void gather_queries(const setting *s, const item *it, const float *q, size_t ldq,
+                           float *to)
 {
-    const size_t dim = s->arch->head_dim, width = s->arch->heads * dim;
+    const size_t dim = s->arch->head_dim;
     const float scale = s->arch->attn_scale;
     for (size_t row = 0; row < it->rows; row++) {
-        const float *from = q + (it->first_row + row) * width + s->head * s->group * dim;
+        const float *from = q + (it->first_row + row) * ldq + s->head * s->group * dim;
         for (size_t i = 0; i < s->group * dim; i++) *to++ = from[i] * scale;
     }
 }
@@ -197,7 +198,7 @@ static void scatter_outputs(const setting *s, const item *it, const float *from,
                    from, dim * sizeof(float));
 }
 
-static void attend(setting s, const item *it, const bon_run *runs, const float *q,
+static void attend(setting s, const item *it, const bon_run *runs, const float *q, size_t ldq,
                    float *out, const scratch_view *w)
 {
     const size_t group = s.group, ld = w->columns, dim = s.arch->head_dim;
@@ -218,7 +219,7 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
     const bool sees_prefix = s.first_visible < s.prefix_length;
     const size_t own_from = sees_prefix ? 0 : s.first_visible - s.prefix_length;
 
-    gather_queries(&s, it, q, w->q);
+    gather_queries(&s, it, q, ldq, w->q);
     if (sees_prefix)
         score_blocks(&s, prefix, s.first_visible, s.prefix_length, w->q, it->rows * group,
                      w->scores, ld);
@@ -251,8 +252,8 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
 }
 
 void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
-                   const bon_run *runs, size_t n_runs, const float *q, float *out,
-                   void *scratch, size_t context, int threads)
+                   const bon_run *runs, size_t n_runs, const float *q, size_t ldq,
+                   float *out, void *scratch, size_t context, int threads)
 {
     const size_t rows = runs[n_runs - 1].first_row + runs[n_runs - 1].rows;
     const size_t group = arch->heads / arch->kv_heads;
@@ -276,7 +277,7 @@ void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
                 .head = (size_t)task % arch->kv_heads, .group = group,
                 .value_panels = padded / BON_PANEL,
             };
-            attend(s, &items[(size_t)task / arch->kv_heads], runs, q, out, &w);
+            attend(s, &items[(size_t)task / arch->kv_heads], runs, q, ldq, out, &w);
         }
     }
 }

@@ -22,7 +22,7 @@
 
 /* Where a tensor of the checkpoint belongs. */
 typedef enum {
-    BON_EMBED, BON_HEAD, BON_FINAL_NORM, /* of the model */
+    BON_EMBED, BON_HEAD, BON_SCORE, BON_FINAL_NORM, /* of the model */
     BON_Q, BON_K, BON_V, BON_O, BON_GATE, BON_UP, BON_DOWN, /* of a layer, from here on */
     BON_Q_BIAS, BON_K_BIAS, BON_V_BIAS, BON_O_BIAS, BON_GATE_BIAS, BON_UP_BIAS, BON_DOWN_BIAS,
     BON_Q_NORM, BON_K_NORM, BON_ATTN_NORM, BON_ATTN_POST_NORM, BON_MLP_NORM, BON_MLP_POST_NORM,
@@ -55,6 +55,10 @@ void bon_model_shape(const bon_model *model, bon_slot slot, size_t *rows, size_t
  * slots of the model. Setting a slot twice overwrites it. */
 BON_MUST_CHECK bon_status bon_model_set(bon_model *model, bon_slot slot, size_t layer,
                                         const void *data, bon_dtype dtype);
+/* The tensor of a slot as float32 [rows, cols]; bfloat16 is widened. BON_ERR_DOMAIN
+ * where bon_model_set would give it. */
+BON_MUST_CHECK bon_status bon_model_get(const bon_model *model, bon_slot slot, size_t layer,
+                                        float *out);
 /* true and the first unset slot, or false when the model is complete. */
 bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer);
 
@@ -112,9 +116,13 @@ BON_MUST_CHECK bon_status bon_model_prefill(const bon_model *model, bon_work *wo
                                             bon_seq *seq, const bon_poll *poll,
                                             const float **hidden);
 
-/* logits [rows, vocab] of rows of `hidden` [rows, hidden], soft-capped. */
+/* logits [rows, vocab] of rows of `hidden` [rows, hidden], soft-capped. Only where
+ * arch.labels is 0. */
 BON_MUST_CHECK bon_status bon_model_logits(const bon_model *model, bon_phase phase,
                                            const float *hidden, size_t rows, float *logits,
                                            int threads);
+
+/* scores [rows, labels] of rows of `hidden`. Only where arch.labels > 0. */
+void bon_model_scores(const bon_model *model, const float *hidden, size_t rows, float *scores);
 
 #endif /* BON_MODEL_H */

@@ -106,7 +106,7 @@ static int read_arch(PyObject *dict, bon_arch *arch)
         {"vocab", &arch->vocab}, {"hidden", &arch->hidden}, {"layers", &arch->layers},
         {"heads", &arch->heads}, {"kv_heads", &arch->kv_heads},
         {"head_dim", &arch->head_dim}, {"intermediate", &arch->intermediate},
-        {"max_positions", &arch->max_positions}};
+        {"max_positions", &arch->max_positions}, {"labels", &arch->labels}};
     const struct { const char *name; float *to; } floats[] = {
         {"norm_eps", &arch->norm_eps}, {"norm_offset", &arch->norm_offset},
         {"embed_scale", &arch->embed_scale}, {"attn_scale", &arch->attn_scale},

@@ -172,24 +172,24 @@ static inline float bon_vec_max(const float *x, size_t n)
     return bon_max_of8(_mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d)));
 }
 
-/* Sum of x [n]^2. */
-static inline double bon_vec_square_sum(const float *x, size_t n)
+/* Sum of the n products x*y. */
+static inline double bon_vec_dot(const float *x, const float *y, size_t n)
 {
     bon_sum8 sum = bon_sum8_zero();
     size_t i = 0;
     for (; i + 4 * BON_LANES <= n; i += 4 * BON_LANES) {
-        const __m256 a = _mm256_loadu_ps(x + i);
-        const __m256 b = _mm256_loadu_ps(x + i + BON_LANES);
-        const __m256 c = _mm256_loadu_ps(x + i + 2 * BON_LANES);
-        const __m256 d = _mm256_loadu_ps(x + i + 3 * BON_LANES);
-        const __m256 ab = _mm256_fmadd_ps(a, a, _mm256_mul_ps(b, b));
-        const __m256 cd = _mm256_fmadd_ps(c, c, _mm256_mul_ps(d, d));
-        bon_sum8_add(&sum, _mm256_add_ps(ab, cd));
+        __m256 part[4];
+        for (size_t j = 0; j < 4; j += 2) {
+            const float *u = x + i + j * BON_LANES, *v = y + i + j * BON_LANES;
+            part[j] = _mm256_mul_ps(_mm256_loadu_ps(u + BON_LANES),
+                                    _mm256_loadu_ps(v + BON_LANES));
+            part[j] = _mm256_fmadd_ps(_mm256_loadu_ps(u), _mm256_loadu_ps(v), part[j]);
+        }
+        bon_sum8_add(&sum, _mm256_add_ps(part[0], part[2]));
     }
-    for (; i < n; i += BON_LANES) {
-        const __m256 a = bon_load_first(x + i, n - i, 0.0f);
-        bon_sum8_add(&sum, _mm256_mul_ps(a, a));
-    }
+    for (; i < n; i += BON_LANES)
+        bon_sum8_add(&sum, _mm256_mul_ps(bon_load_first(x + i, n - i, 0.0f),
+                                         bon_load_first(y + i, n - i, 0.0f)));
     return bon_sum8_total(&sum);
 }
 
@@ -268,7 +268,7 @@ static inline void bon_vec_gelu_tanh_mul(float *gate, const float *up, size_t n)
 static inline void bon_vec_rmsnorm(float *y, const float *x, const float *w, size_t n,
                                    float eps, float offset)
 {
-    const double mean = bon_vec_square_sum(x, n) / (double)n;
+    const double mean = bon_vec_dot(x, x, n) / (double)n;
     const __m256 scale = _mm256_set1_ps((float)(1.0 / sqrt(mean + (double)eps)));
     const __m256 plus = _mm256_set1_ps(offset);
     for (size_t i = 0; i < n; i += BON_LANES) {

@@ -49,6 +49,7 @@ class Arch:
     head_dim: int
     intermediate: int
     max_positions: int
+    labels: int = 0
 
     activation: Literal["silu", "gelu_tanh"]
     norm_eps: float

@@ -169,7 +169,7 @@ static void reductions_match_double_for_every_length(void)
             CHECK(fabs((double)e[i] - exp((double)x[i] - 2.5)) <= 1e-6 * (double)e[i]);
             if (!isfinite(x[i])) x[i] = 0.0f;
         }
-        CHECK(fabs(bon_vec_square_sum(x, n) - squares) <= 2e-7 * squares);
+        CHECK(fabs(bon_vec_dot(x, x, n) - squares) <= 2e-7 * squares);
     }
 }
 
@@ -183,7 +183,7 @@ static void long_sums_of_equal_terms_do_not_drift(void)
     CHECK(fabs((double)bon_vec_exp_sum(x, n, 0.0f) - want) <= 4e-7 * want);
     for (size_t i = 0; i < n; i++) x[i] = 0.1f;
     const double squares = (double)n * (double)0.1f * (double)0.1f;
-    CHECK(fabs(bon_vec_square_sum(x, n) - squares) <= 2e-7 * squares);
+    CHECK(fabs(bon_vec_dot(x, x, n) - squares) <= 2e-7 * squares);
     free(x);
 }
 

@@ -1,0 +1,339 @@
+/* forward.c - the forward pass.
+ *
+ * bon_forward_layer is the function to be understood: the order of its steps.
+ * Everything that differs between architectures is a field of bon_arch; a step
+ * that an architecture lacks is skipped by its field.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model_parts.h"
+#include "threads.h"
+#include "vecmath.h"
+
+/* -- workspace ------------------------------------------------------------- */
+
+struct bon_work {
+    const bon_model *model;
+    int threads;
+    size_t rows, runs, context;
+    char *memory;    /* all of the below, 64-byte aligned */
+    float *x;        /* [rows, hidden] the residual stream */
+    float *normed;   /* [rows, hidden] what a block reads or adds */
+    float *qkv;      /* [rows, qkv_width] */
+    float *attended; /* [rows, q_width] */
+    float *mlp;      /* [rows, 2*intermediate] gate | up */
+    float *turns;    /* [rows, ropes, head_dim] cos | sin */
+    size_t *positions; /* [rows] */
+    size_t *run_of;    /* [rows] */
+    void *attention;
+};
+
+bon_status bon_work_create(const bon_model *model, int threads, bon_work **out)
+{
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL) return BON_ERR_MEMORY;
+    (*out)->model = model;
+    (*out)->threads = threads;
+    return BON_OK;
+}
+
+void bon_work_destroy(bon_work *work)
+{
+    if (work == NULL) return;
+    free(work->memory);
+    free(work);
+}
+
+/* Lays the parts out one behind the other in work->memory (or only counts). */
+static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_t runs,
+                      size_t context)
+{
+    const bon_arch *a = &model->arch;
+    struct { void **part; size_t bytes; } parts[] = {
+        {(void **)&work->x, rows * a->hidden * sizeof(float)},
+        {(void **)&work->normed, rows * a->hidden * sizeof(float)},
+        {(void **)&work->qkv, rows * bon_qkv_width(a) * sizeof(float)},
+        {(void **)&work->attended, rows * bon_q_width(a) * sizeof(float)},
+        {(void **)&work->mlp, rows * 2 * a->intermediate * sizeof(float)},
+        {(void **)&work->turns, rows * a->ropes * a->head_dim * sizeof(float)},
+        {(void **)&work->positions, rows * sizeof(size_t)},
+        {(void **)&work->run_of, rows * sizeof(size_t)},
+        {&work->attention, bon_attention_scratch(a, rows, runs, context, work->threads)},
+    };
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (work->memory) *parts[i].part = work->memory + at;
+        at += (parts[i].bytes + 63) / 64 * 64;
+    }
+    return at;
+}
+
+size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t context)
+{
+    bon_work none = {.threads = model->threads};
+    return lay_out(&none, model, rows, runs, context);
+}
+
+bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t context)
+{
+    if (rows <= work->rows && runs <= work->runs && context <= work->context) return BON_OK;
+    if (rows < work->rows) rows = work->rows;
+    if (runs < work->runs) runs = work->runs;
+    if (context < work->context) context = work->context;
+    if (rows > BON_MAX_DIMENSION || bon_attention_scratch(&work->model->arch, rows, runs, context,
+                                                      work->threads) == 0)
+        return BON_ERR_MEMORY;
+    bon_work none = {.threads = work->threads};
+    char *memory = aligned_alloc(64, lay_out(&none, work->model, rows, runs, context));
+    if (memory == NULL) return BON_ERR_MEMORY;
+    free(work->memory);
+    work->memory = memory;
+    lay_out(work, work->model, rows, runs, context);
+    work->rows = rows;
+    work->runs = runs;
+    work->context = context;
+    return BON_OK;
+}
+
+int bon_work_threads(const bon_work *work) { return work->threads; }
+float *bon_work_normed(const bon_work *work) { return work->normed; }
+
+/* -- steps of the forward pass --------------------------------------------- */
+
+void bon_norm_rows(const bon_arch *a, float *y, const float *x, const float *weight,
+                   size_t rows, int threads)
+{
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * a->hidden > BON_PARALLEL_ABOVE)
+    for (size_t r = 0; r < rows; r++)
+        bon_vec_rmsnorm(y + r * a->hidden, x + r * a->hidden, weight, a->hidden, a->norm_eps,
+                        a->norm_offset);
+}
+
+/* to [rows, outputs] = from [rows, ld] W^T + b. */
+static bon_status project(const bon_pass *pass, const bon_linear *linear, const float *from,
+                          size_t ld, float *to)
+{
+    if (bon_should_stop(pass->poll)) return BON_ERR_INTERRUPTED;
+    const size_t outputs = bon_matrix_outputs(linear->weight);
+    const bon_status status = bon_matrix_multiply(linear->weight, pass->phase, from, pass->rows,
+                                                  ld, to, outputs, pass->work->threads);
+    if (status == BON_OK && linear->bias)
+        for (size_t r = 0; r < pass->rows; r++)
+            for (size_t i = 0; i < outputs; i++) to[r * outputs + i] += linear->bias[i];
+    return status;
+}
+
+/* to = x + h, where h goes through the block's post-norm if there is one. */
+static void add_residual(const bon_pass *pass, float *to, const float *x, const float *h,
+                         const float *post_norm)
+{
+    const bon_arch *a = &pass->model->arch;
+    if (post_norm) {
+        bon_norm_rows(a, pass->work->normed, h, post_norm, pass->rows, pass->work->threads);
+        h = pass->work->normed;
+    }
+    for (size_t i = 0; i < pass->rows * a->hidden; i++) to[i] = x[i] + h[i];
+}
+
+/* cos and sin of every row's angles. The angle is rounded to float32 before the
+ * functions are taken, as PyTorch does: at position 8000 that is visible. */
+static void find_turns(const bon_arch *a, const size_t *positions, size_t rows, float *turns,
+                       int threads)
+{
+    const size_t half = a->head_dim / 2;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * half * 16 > BON_PARALLEL_ABOVE)
+    for (size_t r = 0; r < rows; r++)
+        for (size_t t = 0; t < a->ropes; t++) {
+            float *to = turns + (r * a->ropes + t) * a->head_dim;
+            for (size_t i = 0; i < half; i++) {
+                const float angle = (float)positions[r] * a->rope_freq[t][i];
+                to[i] = cosf(angle) * a->rope_scale[t];
+                to[half + i] = sinf(angle) * a->rope_scale[t];
+            }
+        }
+}
+
+static void turn(float *head, const float *cos_sin, size_t dim)
+{
+    const size_t half = dim / 2;
+    for (size_t i = 0; i < half; i++) {
+        const float c = cos_sin[i], s = cos_sin[half + i], lo = head[i], hi = head[half + i];
+        head[i] = lo * c - hi * s;
+        head[half + i] = hi * c + lo * s;
+    }
+}
+
+const float *bon_turns_of(const bon_pass *pass, size_t layer, size_t row)
+{
+    const bon_arch *a = &pass->model->arch;
+    return pass->work->turns + (row * a->ropes + a->rope[layer]) * a->head_dim;
+}
+
+void bon_turn_rows(const bon_pass *pass, size_t layer, const float *qkv, float *turned)
+{
+    const bon_arch *a = &pass->model->arch;
+    const bon_layer *w = &pass->model->layers[layer];
+    const size_t dim = a->head_dim, width = bon_qkv_width(a);
+    const int threads = pass->work->threads;
+#pragma omp parallel for num_threads(threads) \
+    if (threads > 1 && pass->rows * width > BON_PARALLEL_ABOVE / 4)
+    for (size_t r = 0; r < pass->rows; r++) {
+        float *to = turned + r * width;
+        if (turned != qkv) memcpy(to, qkv + r * width, width * sizeof *to);
+        for (size_t head = 0; head < a->heads + a->kv_heads; head++) {
+            float *at = to + head * dim;
+            const float *norm = head < a->heads ? w->q_norm : w->k_norm;
+            if (norm) bon_vec_rmsnorm(at, at, norm, dim, a->norm_eps, a->norm_offset);
+            turn(at, bon_turns_of(pass, layer, r), dim);
+        }
+    }
+}
+
+static void write_cache(const bon_pass *pass, size_t layer, const float *turned)
+{
+    const bon_arch *a = &pass->model->arch;
+    const int threads = pass->work->threads;
+#pragma omp parallel for num_threads(threads) \
+    if (threads > 1 && pass->rows * bon_kv_width(a) > BON_PARALLEL_ABOVE / 4)
+    for (size_t r = 0; r < pass->rows; r++) {
+        const bon_run *run = &pass->runs[pass->work->run_of[r]];
+        const float *keys = turned + r * bon_qkv_width(a) + bon_q_width(a);
+        bon_cache_write(pass->cache, run->own, run->own->length + (r - run->first_row), layer,
+                        keys, keys + bon_kv_width(a));
+    }
+}
+
+void bon_gate_rows(const bon_arch *a, const float *gate_up, float *to, size_t ld, size_t rows,
+                   int threads)
+{
+    const size_t width = a->intermediate;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * width > BON_PARALLEL_ABOVE / 4)
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = gate_up + r * 2 * width;
+        float *at = to + r * ld;
+        if (at != from) memcpy(at, from, width * sizeof *at);
+        if (a->activation == BON_SILU) bon_vec_silu_mul(at, from + width, width);
+        else bon_vec_gelu_tanh_mul(at, from + width, width);
+    }
+}
+
+static size_t index_rows(bon_work *work, const bon_run *runs, size_t n_runs, size_t *context)
+{
+    size_t rows = 0;
+    *context = 0;
+    for (size_t r = 0; r < n_runs; r++) {
+        const size_t position = bon_run_position(&runs[r]);
+        for (size_t i = 0; i < runs[r].rows; i++, rows++) {
+            work->positions[rows] = position + i;
+            work->run_of[rows] = r;
+        }
+        if (position + runs[r].rows > *context) *context = position + runs[r].rows;
+    }
+    return rows;
+}
+
+/* -- the forward pass ------------------------------------------------------ */
+
+void bon_forward_begin(bon_pass *pass, const int32_t *tokens, float *x)
+{
+    const bon_arch *a = &pass->model->arch;
+    bon_work *work = pass->work;
+    pass->rows = index_rows(work, pass->runs, pass->n_runs, &pass->context);
+    for (size_t r = 0; r < pass->rows; r++) {
+        bon_matrix_row(pass->model->embed, (size_t)tokens[r], x + r * a->hidden);
+        if (a->embed_scale != 1.0f) bon_vec_scale(x + r * a->hidden, a->hidden, a->embed_scale);
+    }
+    find_turns(a, work->positions, pass->rows, work->turns, work->threads);
+}
+
+bon_status bon_forward_layer(const bon_pass *pass, size_t layer, const bon_results *at)
+{
+    const bon_arch *a = &pass->model->arch;
+    const bon_layer *w = &pass->model->layers[layer];
+    const size_t rows = pass->rows, hidden = a->hidden;
+    float *const h = pass->work->normed;
+    const int threads = pass->work->threads;
+    bon_status status;
+
+    /* attention: middle = x + o(attend(qkv(norm(x)))) */
+    bon_norm_rows(a, h, at->x, w->attn_norm, rows, threads);
+    if ((status = project(pass, &w->qkv, h, hidden, at->qkv)) != BON_OK) return status;
+    bon_turn_rows(pass, layer, at->qkv, at->turned);
+    write_cache(pass, layer, at->turned);
+    bon_attention(pass->cache, a, layer, pass->runs, pass->n_runs, at->turned, bon_qkv_width(a),
+                  at->attended, pass->work->attention, pass->context, threads);
+    status = project(pass, &w->o, at->attended, bon_q_width(a), at->o);
+    if (status != BON_OK) return status;
+    add_residual(pass, at->middle, at->x, at->o, w->attn_post_norm);
+
+    /* MLP: out = middle + down(act(gate(norm(middle))) * up(norm(middle))) */
+    bon_norm_rows(a, h, at->middle, w->mlp_norm, rows, threads);
+    if ((status = project(pass, &w->gate_up, h, hidden, at->gate_up)) != BON_OK) return status;
+    const size_t ld = at->gated == at->gate_up ? 2 * a->intermediate : a->intermediate;
+    bon_gate_rows(a, at->gate_up, at->gated, ld, rows, threads);
+    if ((status = project(pass, &w->down, at->gated, ld, at->down)) != BON_OK) return status;
+    add_residual(pass, at->out, at->middle, at->down, w->mlp_post_norm);
+    return BON_OK;
+}
+
+bon_status bon_model_forward(const bon_model *model, bon_work *work, bon_cache *cache,
+                             bon_phase phase, const int32_t *tokens, const bon_run *runs,
+                             size_t n_runs, const bon_poll *poll, const float **hidden)
+{
+    bon_pass pass = {.model = model, .work = work, .cache = cache, .phase = phase, .runs = runs,
+                     .n_runs = n_runs, .poll = poll};
+    const bon_results at = {
+        .x = work->x, .qkv = work->qkv, .turned = work->qkv, .attended = work->attended,
+        .o = work->normed, .middle = work->x, .gate_up = work->mlp, .gated = work->mlp,
+        .down = work->normed, .out = work->x};
+    bon_forward_begin(&pass, tokens, at.x);
+    for (size_t l = 0; l < model->arch.layers; l++) {
+        const bon_status status = bon_forward_layer(&pass, l, &at);
+        if (status != BON_OK) return status;
+    }
+    bon_norm_rows(&model->arch, work->normed, work->x, model->final_norm, pass.rows,
+                  work->threads);
+
+    for (size_t r = 0; r < n_runs; r++) runs[r].own->length += runs[r].rows;
+    *hidden = work->normed;
+    return BON_OK;
+}
+
+bon_status bon_model_prefill(const bon_model *model, bon_work *work, bon_cache *cache,
+                             const int32_t *tokens, size_t len, bon_seq *seq,
+                             const bon_poll *poll, const float **hidden)
+{
+    bon_status status = bon_work_reserve(work, len < BON_CHUNK ? len : BON_CHUNK, 1, len);
+    if (status == BON_OK) status = bon_seq_reserve(cache, seq, len);
+    for (size_t at = 0; at < len && status == BON_OK; at += BON_CHUNK) {
+        const bon_run run = {.own = seq, .rows = len - at < BON_CHUNK ? len - at : BON_CHUNK};
+        status = bon_model_forward(model, work, cache, BON_PREFILL, tokens + at, &run, 1, poll,
+                                   hidden);
+    }
+    return status;
+}
+
+bon_status bon_model_logits(const bon_model *model, bon_phase phase, const float *hidden,
+                            size_t rows, float *logits, int threads)
+{
+    const bon_arch *a = &model->arch;
+    const bon_status status = bon_matrix_multiply(model->head, phase, hidden, rows, a->hidden,
+                                                  logits, a->vocab, threads);
+    if (status == BON_OK && a->final_softcap > 0.0f) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (size_t r = 0; r < rows; r++)
+            bon_vec_softcap(logits + r * a->vocab, a->vocab, a->final_softcap);
+    }
+    return status;
+}
+
+void bon_model_scores(const bon_model *model, const float *hidden, size_t rows, float *scores)
+{
+    const bon_arch *a = &model->arch;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < a->labels; i++)
+            scores[r * a->labels + i] = (float)bon_vec_dot(
+                hidden + r * a->hidden, model->score + i * a->hidden, a->hidden);
+}
