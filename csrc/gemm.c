@@ -16,6 +16,8 @@
 
 #include "kernels.h"
 #include "onednn.h"
+#include "threads.h"
+#include "transpose.h"
 
 #define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
 #define ROW_BLOCK 96            /* rows of x that are worked on together */
@@ -156,36 +158,14 @@ static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dty
     memcpy(words, b, (count + 1) / 2 * sizeof *words);
 }
 
-/* to[c][r] = from[r][c] for 8 rows of PACK_WORDS and 8 columns of BON_PANEL words. */
-static void transpose_8x8(const uint32_t *from, uint32_t *to)
-{
-    __m256 row[8], pair[8], quad[8];
-    for (int r = 0; r < 8; r++) row[r] = _mm256_loadu_ps((const float *)from + r * PACK_WORDS);
-    for (int i = 0; i < 8; i += 2) {
-        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
-        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            quad[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0x44);
-            quad[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
-        }
-    for (int c = 0; c < 4; c++) {
-        _mm256_storeu_ps((float *)to + c * BON_PANEL,
-                         _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x20));
-        _mm256_storeu_ps((float *)to + (c + 4) * BON_PANEL,
-                         _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x31));
-    }
-}
-
 /* out[w*16 + r] = words[r][w]; `words` is full width whatever is used of it. */
 static void transpose(uint32_t words[][PACK_WORDS], size_t rows, size_t used, uint32_t *out)
 {
     size_t w = 0;
     if (rows == BON_PANEL)
         for (; w + 8 <= used; w += 8) {
-            transpose_8x8(&words[0][w], out + w * BON_PANEL);
-            transpose_8x8(&words[8][w], out + w * BON_PANEL + 8);
+            bon_transpose_8x8(&words[0][w], PACK_WORDS, out + w * BON_PANEL, BON_PANEL);
+            bon_transpose_8x8(&words[8][w], PACK_WORDS, out + w * BON_PANEL + 8, BON_PANEL);
         }
     for (; w < used; w++)
         for (size_t r = 0; r < rows; r++) out[w * BON_PANEL + r] = words[r][w];
@@ -240,28 +220,120 @@ void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out)
     }
 }
 
-/* -- the tile route -------------------------------------------------------- */
+/* -- weights as float32 panels, and turned over ------------------------------ */
 
-static const bon_kernels *kernels(void)
+float *bon_matrix_panels(bon_matrix *matrix)
 {
-    return bon_kernels_have_avx512() ? &bon_kernels_avx512 : &bon_kernels_avx2;
+    return matrix->dtype == BON_F32 ? matrix->data : NULL;
 }
+
+/* Two inputs of 16 lanes: a line of pairs of bfloat16, and two of float32. */
+static void widen_line(const uint32_t *pairs, float *lines)
+{
+    uint32_t bits[2 * BON_PANEL];
+    for (size_t j = 0; j < BON_PANEL; j++) bits[j] = pairs[j] << 16;
+    for (size_t j = 0; j < BON_PANEL; j++) bits[BON_PANEL + j] = pairs[j] & 0xffff0000u;
+    memcpy(lines, bits, sizeof bits);
+}
+
+static void round_line(const float *lines, uint32_t *pairs)
+{
+    for (size_t j = 0; j < BON_PANEL; j++)
+        pairs[j] = bon_f32_to_bf16(lines[j])
+                   | (uint32_t)bon_f32_to_bf16(lines[BON_PANEL + j]) << 16;
+}
+
+void bon_matrix_get_panels(const bon_matrix *matrix, float *panels, int threads)
+{
+    const size_t size = matrix->padded_k * BON_PANEL;
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && matrix->panels * size > BON_PARALLEL_ABOVE)
+    for (long p = 0; p < (long)matrix->panels; p++) {
+        float *to = panels + (size_t)p * size;
+        if (matrix->dtype == BON_F32) {
+            memcpy(to, (const float *)matrix->data + (size_t)p * size, size * sizeof *to);
+            continue;
+        }
+        const uint32_t *from = (const uint32_t *)matrix->data + (size_t)p * size / 2;
+        for (size_t i = 0; i < size / 2; i += BON_PANEL) widen_line(from + i, to + 2 * i);
+    }
+}
+
+void bon_matrix_set_panels(bon_matrix *matrix, const float *panels, int threads)
+{
+    const size_t size = matrix->padded_k * BON_PANEL;
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && matrix->panels * size > BON_PARALLEL_ABOVE)
+    for (long p = 0; p < (long)matrix->panels; p++) {
+        const float *from = panels + (size_t)p * size;
+        if (matrix->dtype == BON_F32) {
+            memcpy((float *)matrix->data + (size_t)p * size, from, size * sizeof *from);
+            continue;
+        }
+        uint32_t *to = (uint32_t *)matrix->data + (size_t)p * size / 2;
+        for (size_t i = 0; i < size / 2; i += BON_PANEL) round_line(from + 2 * i, to + i);
+    }
+}
+
+/* 16 outputs times 16 inputs are one piece of memory in both layouts. */
+#define BLOCK_WORDS (BON_PANEL * BON_PANEL)
+
+static void transpose_f32_block(const uint32_t *from, uint32_t *to)
+{
+    for (size_t r = 0; r < BON_PANEL; r += 8)
+        for (size_t c = 0; c < BON_PANEL; c += 8)
+            bon_transpose_8x8(from + r * BON_PANEL + c, BON_PANEL, to + c * BON_PANEL + r,
+                              BON_PANEL);
+}
+
+/* Words are pairs of inputs; turned over, a line holds the inputs of one output.
+ * Two such lines, merged number by number, are a line of pairs of outputs. */
+static void transpose_bf16_block(const uint32_t *from, uint32_t *to)
+{
+    uint32_t turned[BON_PANEL][8];
+    bon_transpose_8x8(from, BON_PANEL, turned[0], 8);
+    bon_transpose_8x8(from + 8, BON_PANEL, turned[8], 8);
+    for (size_t r = 0; r < BON_PANEL; r += 2) {
+        const __m256i even = _mm256_loadu_si256((const __m256i *)turned[r]);
+        const __m256i odd = _mm256_loadu_si256((const __m256i *)turned[r + 1]);
+        const __m256i low = _mm256_unpacklo_epi16(even, odd);
+        const __m256i high = _mm256_unpackhi_epi16(even, odd);
+        __m256i *line = (__m256i *)(to + r / 2 * BON_PANEL);
+        _mm256_storeu_si256(line, _mm256_permute2x128_si256(low, high, 0x20));
+        _mm256_storeu_si256(line + 1, _mm256_permute2x128_si256(low, high, 0x31));
+    }
+}
+
+void bon_matrix_transpose(const bon_matrix *src, bon_matrix *dst, int threads)
+{
+    const size_t words = BLOCK_WORDS / inputs_per_word(src->dtype);
+    const bool serial = threads == 1 || src->n * src->k < BON_PARALLEL_ABOVE;
+#pragma omp parallel for num_threads(threads) schedule(static) if (!serial)
+    for (long q = 0; q < (long)dst->panels; q++)
+        for (size_t p = 0; p < src->panels; p++) {
+            const size_t at = p * dst->panels + (size_t)q, to = (size_t)q * src->panels + p;
+            (src->dtype == BON_F32 ? transpose_f32_block : transpose_bf16_block)(
+                (const uint32_t *)src->data + at * words, (uint32_t *)dst->data + to * words);
+        }
+}
+
+/* -- the tile route -------------------------------------------------------- */
 
 /* y [rows, 16*count] of `count` panels from `panel` on. */
 static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, const float *x,
                             size_t rows, size_t ldx, float *y, size_t ldy)
 {
-    const bon_kernels *kernel = kernels();
+    const bon_kernels *kernel = bon_kernels_here();
     const size_t stride = m->padded_k * BON_PANEL;
     const size_t step = smaller(K_BLOCK, X_BLOCK_FLOATS / rows / K_ALIGN * K_ALIGN);
     for (size_t k = 0; k < m->k; k += step) {
         const size_t at = panel * stride + k * BON_PANEL, part = smaller(step, m->k - k);
         if (m->dtype == BON_F32)
             kernel->f32((const float *)m->data + at, count, stride, part, x + k, rows, ldx,
-                        y, ldy, k > 0);
+                        y, ldy, BON_PANEL, k > 0);
         else
             kernel->bf16((const uint16_t *)m->data + at, count, stride, part, x + k, rows,
-                         ldx, y, ldy, k > 0);
+                         ldx, y, ldy, BON_PANEL, k > 0);
     }
 }
 
@@ -304,7 +376,8 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
                         const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
                         bool accumulate)
 {
-    kernels()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, accumulate);
+    bon_kernels_here()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL,
+                            accumulate);
 }
 
 /* -- routes ---------------------------------------------------------------- */
@@ -406,4 +479,4 @@ bool bon_cpu_supported(void)
            && __builtin_cpu_supports("f16c");
 }
 
-const char *bon_gemm_isa(void) { return kernels()->isa; }
+const char *bon_gemm_isa(void) { return bon_kernels_here()->isa; }

@@ -28,8 +28,9 @@
  *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
  * int8 comes as a third dtype with its own panels and routes; nothing outside
- * gemm.c, its kernels and onednn.c knows what a panel looks like, except attention.c,
- * which lays out its cache as float32 panels (bon_panel_*, below).
+ * gemm.c, its kernels and onednn.c knows what a panel looks like, except where
+ * float32 panels are worked on as bare arrays: panels.h and adamw.h for training,
+ * and attention.c, which lays out its cache so (bon_panel_*, below).
  */
 #ifndef BON_GEMM_H
 #define BON_GEMM_H
@@ -39,9 +40,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "panels.h"
 #include "status.h"
 
-#define BON_PANEL 16 /* outputs per panel: one AVX-512 register of float32 */
 #define BON_DECODE_ROWS 16  /* rows of one block of the oneDNN route in decode */
 #define BON_PREFILL_ROWS 64 /* and in prefill */
 
@@ -88,6 +89,17 @@ void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out);
 size_t bon_matrix_bytes(const bon_matrix *matrix);
 size_t bon_matrix_outputs(const bon_matrix *matrix);
 size_t bon_matrix_inputs(const bon_matrix *matrix);
+
+/* dst = W^T, for gradients in x: dx = dy W is a product with dst. dst was created with
+ * as many outputs as src has inputs and the other way round, and with src's dtype. */
+void bon_matrix_transpose(const bon_matrix *src, bon_matrix *dst, int threads);
+
+/* The weights as float32 panels of [n, k] (panels.h): in place, and NULL for bfloat16;
+ * copied, bfloat16 widened; and copied back, rounded to nearest even for bfloat16.
+ * What multiplies with weights while they are written sees some of each. */
+float *bon_matrix_panels(bon_matrix *matrix);
+void bon_matrix_get_panels(const bon_matrix *matrix, float *panels, int threads);
+void bon_matrix_set_panels(bon_matrix *matrix, const float *panels, int threads);
 
 /* Which route serves a phase. Setting one that the machine or the dtype cannot
  * serve is BON_ERR_BACKEND. Default: tile in both. Not while a product runs. */

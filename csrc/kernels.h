@@ -2,14 +2,17 @@
  *
  * A kernel multiplies rows of x with panels (gemm.h says what a panel is):
  *
- *   y[r][16p + j] = sum_{i<k} x[r][i] * panel p [i][j],   r < rows, p < count, j < 16
+ *   y[r*ldy + p*apart + j] = sum_{i<k} x[r][i] * panel p [i][j],   r < rows, p < count, j < 16
  *
  * Every y is one chain of fused multiply-adds over i = 0..k-1, from 0 or, with
  * `accumulate`, from what y holds. So all tables give the same bits, and a
  * product may be cut anywhere: rows, panels, and k (going on through y).
  *
  *   panels      panel p at panels + p*stride elements; 16-byte aligned or not
- *   x [rows, ldx >= k]     y [rows, ldy >= 16*count]: whole panels are written
+ *   x [rows, ldx >= k]
+ *   y           whole panels are written, `apart` floats from each other: 16 where they
+ *               are columns of one matrix (ldy >= 16*count), ldy = 16 where each panel
+ *               of y is an array [rows][16] of its own
  *
  * The code stands in kernels_tile.h, once; kernels_avx2.c and kernels_avx512.c
  * only say what a vector is.
@@ -25,16 +28,21 @@ typedef struct {
     const char *isa;
     /* panels [k][16] */
     void (*f32)(const float *panels, size_t count, size_t stride, size_t k, const float *x,
-                size_t rows, size_t ldx, float *y, size_t ldy, bool accumulate);
+                size_t rows, size_t ldx, float *y, size_t ldy, size_t apart, bool accumulate);
     /* panels [ceil(k/2)][16][2]; of the last pair of an odd k only the first is read */
     void (*bf16)(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                 bool accumulate);
+                 size_t apart, bool accumulate);
 } bon_kernels;
 
 extern const bon_kernels bon_kernels_avx2;   /* needs AVX2 and FMA */
 extern const bon_kernels bon_kernels_avx512; /* needs AVX-512 F, BW, VL, DQ as well */
 
 bool bon_kernels_have_avx512(void); /* in kernels_avx2.c: runs anywhere */
+
+static inline const bon_kernels *bon_kernels_here(void) /* the best of this machine */
+{
+    return bon_kernels_have_avx512() ? &bon_kernels_avx512 : &bon_kernels_avx2;
+}
 
 #endif /* BON_KERNELS_H */

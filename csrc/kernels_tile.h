@@ -37,7 +37,7 @@ typedef struct {
     const float *x;
     size_t ldx;
     float *y;
-    size_t ldy;
+    size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
     const char *ahead; /* panels to prefetch, `hurry` bytes per step */
     size_t hurry;
@@ -45,11 +45,17 @@ typedef struct {
 
 /* -- one tile -------------------------------------------------------------- */
 
+/* Where vector v of row r lies in y. */
+INLINE float *place(const task *t, size_t r, size_t v)
+{
+    return t->y + r * t->ldy + v / VECS * t->apart + v % VECS * LANES;
+}
+
 INLINE void begin(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
         UNROLL for (size_t v = 0; v < W * VECS; v++)
-            acc[r][v] = t->accumulate ? vec_load(t->y + r * t->ldy + v * LANES) : vec_zero();
+            acc[r][v] = t->accumulate ? vec_load(place(t, r, v)) : vec_zero();
     }
 }
 
@@ -57,7 +63,7 @@ INLINE void end(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
         UNROLL for (size_t v = 0; v < W * VECS; v++)
-            vec_store(t->y + r * t->ldy + v * LANES, acc[r][v]);
+            vec_store(place(t, r, v), acc[r][v]);
     }
 }
 
@@ -179,26 +185,26 @@ static void product(task t, const shape *shapes, size_t count, size_t rows)
         for (; count >= s->wide; count -= s->wide) {
             column(t, s, rows, count < 2 * s->wide);
             t.panels += s->wide * t.stride;
-            t.y += s->wide * 16;
+            t.y += s->wide * t.apart;
         }
     }
 }
 
 static void f32(const float *panels, size_t count, size_t stride, size_t k, const float *x,
-                size_t rows, size_t ldx, float *y, size_t ldy, bool accumulate)
+                size_t rows, size_t ldx, float *y, size_t ldy, size_t apart, bool accumulate)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .steps = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
-                    .accumulate = accumulate};
+                    .apart = apart, .accumulate = accumulate};
     product(t, f32_shapes, count, rows);
 }
 
 static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                 bool accumulate)
+                 size_t apart, bool accumulate)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .steps = (k + 1) / 2, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
-                    .accumulate = accumulate};
+                    .apart = apart, .accumulate = accumulate};
     product(t, bf16_shapes, count, rows);
 }

@@ -284,9 +284,9 @@ static void check_kernel(const bon_kernels *kernels, bon_dtype dtype, size_t cou
                     bon_f32_to_bf16(w[j * k + i]);
         }
     if (dtype == BON_F32)
-        kernels->f32(panels, count, stride, k, x, rows, k, y, n, accumulate);
+        kernels->f32(panels, count, stride, k, x, rows, k, y, n, BON_PANEL, accumulate);
     else
-        kernels->bf16((uint16_t *)panels, count, stride, k, x, rows, k, y, n, accumulate);
+        kernels->bf16((uint16_t *)panels, count, stride, k, x, rows, k, y, n, BON_PANEL, accumulate);
     CHECK(same(y, want, rows * n));
     free(w);
     free(x);
