@@ -1,0 +1,103 @@
+"""grpo: group-relative advantages, a clipped ratio, every sample divided by its length."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bonaware._arguments import Floats
+from bonaware.losses._base import Batch, Loss, need_nonnegative
+from bonaware.losses._group import centred
+
+__all__ = ["LOSS", "Grpo", "clipped"]
+
+
+@dataclass(frozen=True)
+class Grpo(Loss):
+    """Raises rewards in units of their spread within the prompt.
+
+    Parameters
+    ----------
+    clip : float
+        The ratio of a sample counts up to ``1 + clip`` and down to ``1 - clip``, >= 0.
+    clip_high : float, optional
+        Another bound above, >= 0. Default: clip.
+    std : bool
+        Advantages are divided by the standard deviation of the prompt's rewards.
+    kl : float
+        Strength of the KL term, see `Loss`; it is unbiased for samples of the policy itself.
+
+    Notes
+    -----
+    Minimises ``-mean_i min(s_i A_i, clip(s_i) A_i)`` with ``A_i = (R_i - mean) / std`` (std
+    with n - 1; A = 0 where all rewards are equal) and the ratio of a whole sample per token,
+    ``s_i = exp((logp_i - old_logp_i) / length_i)``; without ``old_logp`` it is 1. ``weight_i
+    = -s_i A_i / (n length_i)`` where the clip leaves s_i alone, else 0. The value is that of
+    the surrogate, 0 while all ratios are 1.
+
+    One weight per sample can not clip token by token: the ratio is the geometric mean of the
+    ratios of the tokens. On the samples of the policy itself the weights are those of the
+    form with one ratio per token. Reference implementations add 1e-4 or 1e-6 to std.
+
+    Not the gradient of the mean reward: the division by std makes it, for rewards 0 and 1
+    and many samples, that of ``2 arcsin(sqrt(p))`` of the chance p to be right (for small n
+    the expected weights are smaller), and the division by the length favours short right and
+    long wrong samples. `dr_grpo` has neither.
+    Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, eq. 3; the ratio is that of
+    Zheng et al. 2025 (GSPO), arXiv:2507.18071, eq. 5 and 7; clip_high is that of Yu et al.
+    2025 (DAPO), arXiv:2503.14476.
+
+    Examples
+    --------
+    >>> Grpo()([[0.0, 0.0, 1.0, 1.0]], lengths=[[2, 4, 2, 4]])[1].round(4)
+    array([[ 0.1083,  0.0541, -0.1083, -0.0541]])
+    """
+
+    clip: float = 0.2
+    clip_high: float | None = None
+    std: bool = True
+    kl: float = 0.0
+
+    needs = ("lengths",)
+    takes = ("logp", "old_logp")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_nonnegative(self.clip, "clip")
+        if self.clip_high is not None:
+            need_nonnegative(self.clip_high, "clip_high")
+
+    @property
+    def fewest(self) -> int:
+        return 2
+
+    def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
+        n = batch.rewards.shape[1]
+        advantages = centred(batch.rewards)
+        if self.std:
+            spread = np.sqrt((advantages**2).sum(1, keepdims=True) / (n - 1))
+            advantages = advantages / np.where(spread > 0, spread, 1.0)
+        gain, slope = clipped(self, batch, advantages, batch.lengths)
+        return -gain.mean(1), -slope / n
+
+
+def clipped(
+    loss: Any, batch: Batch, advantages: Floats, lengths: Floats | float
+) -> tuple[Floats, Floats]:
+    """min(s A, clip(s) A) of each sample and its derivative by logp, both [P, n].
+
+    s = exp((logp - old_logp) / lengths), 1 without old_logp; the loss has clip, clip_high.
+    """
+    if batch.old_logp is None:
+        return advantages, advantages / lengths
+    if batch.logp is None:
+        raise TypeError(f"loss {loss.name}: logp is missing; old_logp needs it")
+    ratio = np.exp((batch.logp - batch.old_logp) / lengths)
+    high = loss.clip if loss.clip_high is None else loss.clip_high
+    within = np.clip(ratio, 1.0 - loss.clip, 1.0 + high)
+    gain = np.minimum(ratio * advantages, within * advantages)
+    free = ratio * advantages <= within * advantages
+    return gain, np.where(free, ratio * advantages, 0.0) / lengths
+
+
+LOSS = Grpo
