@@ -72,17 +72,19 @@ static void turn_strip(const gradient *g, size_t strip)
                   g->turned + first * TURNED, TURNED);
 }
 
-/* Panels first..first+count-1 of dy, the last one filled up with zeros. */
-static void hold_panels(const gradient *g, size_t first, size_t count, float *held)
+/* 16 columns of dy, those that it lacks filled up with zeros. */
+static void hold_panel(const gradient *g, size_t column, float *panel)
 {
-    for (size_t p = 0; p < count; p++) {
-        const size_t column = (first + p) * BON_PANEL;
-        const size_t lanes = smaller(BON_PANEL, g->n - column);
-        float *panel = held + p * ROWS * BON_PANEL;
-        if (lanes < BON_PANEL) memset(panel, 0, g->rows * BON_PANEL * sizeof *panel);
+    const size_t lanes = smaller(BON_PANEL, g->n - column);
+    const float *dy = g->dy + column;
+    if (lanes == BON_PANEL) { /* copies of a known size */
         for (size_t r = 0; r < g->rows; r++)
-            memcpy(panel + r * BON_PANEL, g->dy + r * g->ldy + column, lanes * sizeof *panel);
+            memcpy(panel + r * BON_PANEL, dy + r * g->ldy, BON_PANEL * sizeof *panel);
+        return;
     }
+    memset(panel, 0, g->rows * BON_PANEL * sizeof *panel);
+    for (size_t r = 0; r < g->rows; r++)
+        memcpy(panel + r * BON_PANEL, dy + r * g->ldy, lanes * sizeof *panel);
 }
 
 /* Task t: a group of panels times a block of inputs. `group` says whose panels the
@@ -92,7 +94,8 @@ static void add_products(const gradient *g, size_t t, float *held, size_t *group
     const size_t blocks = parts_of(g->k, g->height), panels = parts_of(g->n, BON_PANEL);
     const size_t panel = t / blocks * g->group, input = t % blocks * g->height;
     const size_t count = smaller(g->group, panels - panel), apart = padded(g->k) * BON_PANEL;
-    if (*group != panel) hold_panels(g, panel, count, held);
+    for (size_t p = 0; p < count && *group != panel; p++)
+        hold_panel(g, (panel + p) * BON_PANEL, held + p * ROWS * BON_PANEL);
     *group = panel;
     bon_kernels_here()->f32(held, count, ROWS * BON_PANEL, g->rows,
                             g->turned + input * TURNED, smaller(g->height, g->k - input),
