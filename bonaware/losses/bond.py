@@ -45,8 +45,9 @@ class Bond(Loss):
     the anchor, to rank the policy's by instead.
 
     Without ``expert`` the policy is its own anchor: every sample of a prompt, three or more,
-    is both, and the baseline adds a bias of order 1/n to the term in r. The anchor's slow
-    motion is the trainer's. Without ``scores`` the rewards are ranked.
+    is both, and the baseline adds a bias in proportion to ``1 / (n - 1)`` to the term in r.
+    How the anchor follows the policy is not the loss's business. Without ``scores`` the
+    rewards are ranked.
     Source: Sessa et al. 2024, arXiv:2407.14622, eq. 11, 17 and algorithm 2.
 
     Examples

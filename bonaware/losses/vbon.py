@@ -34,11 +34,12 @@ class Vbon(Loss):
 
     F is estimated from m scores of samples of the reference, ``ref_scores``, as ``(1 +
     number of lower ones) / (m + 1)``, never 0. Given them the weights are the unbiased
-    gradient of the objective with that F, whose logarithm is off by a term of order 1/m.
-    Without them the other n - 1 samples of the prompt stand in for the reference: F then
-    moves with the policy, and the baseline adds a bias of order 1/n (without equal scores,
-    the factor n/(n-1) on the first term). Scores are ranked within a prompt only, so any
-    rising function of them does the same; without ``scores`` the rewards are ranked.
+    gradient of the objective with that F, whose logarithm is off by a term of order 1/m (for
+    F = 0.3 on average by 0.29, 0.072 and 0.018 for m = 4, 16 and 64). Without them the other
+    n - 1 samples of the prompt stand in for the reference: F then moves with the policy, and
+    the baseline adds a bias of order 1/n (without equal scores, the factor n/(n-1) on the
+    first term). Scores are ranked within a prompt only, so any rising function of them does
+    the same; without ``scores`` the rewards are ranked.
     Source: Amini et al. 2024, arXiv:2407.06057, the bound L1; the estimate of F is that of
     the authors' code.
 
