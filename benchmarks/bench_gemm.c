@@ -2,14 +2,17 @@
  *
  *   D=$(python -c 'import sysconfig; print(sysconfig.get_paths()["data"])')   # oneDNN's wheels
  *   gcc -std=c11 -O3 -mavx2 -mfma -mf16c -fopenmp -isystem $D/include -Icsrc \
- *       -o /tmp/bench_gemm benchmarks/bench_gemm.c csrc/gemm.c csrc/onednn.c \
- *       csrc/kernels_*.c -L$D/lib -ldnnl -Wl,-rpath,$D/lib -lm
+ *       -o /tmp/bench_gemm benchmarks/bench_gemm.c csrc/gemm.c csrc/panels.c \
+ *       csrc/onednn.c csrc/kernels_*.c -L$D/lib -ldnnl -Wl,-rpath,$D/lib -lm
  *   /tmp/bench_gemm [threads] [seconds per figure]
  *
  * K = 2048 inputs, N = 16384 outputs. Several matrices take turns, so weights
  * come from DRAM. Best of the repeats; peak and bandwidth are measured around
  * every figure, and a figure's share is of the larger of the two times that the
  * machine needs at least: operations / peak, bytes of weights / bandwidth.
+ *
+ * Then the three products of training, on float32 layers of small models: forward
+ * y = x W^T, dx = dy W with W turned over anew, and grad += dy^T x.
  */
 #define _DEFAULT_SOURCE
 #include <immintrin.h>
@@ -162,6 +165,100 @@ static bon_status run_dtype(bench *b, bon_dtype dtype)
     return status;
 }
 
+/* -- the products of training ------------------------------------------------- */
+
+static const struct {
+    size_t n, k, rows;
+} LAYERS[] = {{128, 128, 4096}, {384, 128, 4096},  {288, 288, 4096},  {1536, 288, 4096},
+              {288, 768, 4096}, {32000, 288, 512}, {4864, 896, 2048}, {896, 4864, 2048}};
+
+typedef struct {
+    bon_matrix *w, *turned;
+    float *x, *y, *dx, *grad;
+    void *scratch;
+} layer;
+
+static float *ones(size_t count)
+{
+    float *p = malloc(count * sizeof *p);
+    for (size_t i = 0; p && i < count; i++) p[i] = 1.0f;
+    return p;
+}
+
+static bon_status create_layer(layer *l, size_t n, size_t k, size_t rows, int threads)
+{
+    l->x = ones(rows * k);
+    l->dx = ones(rows * k);
+    l->y = ones(rows * n);
+    l->grad = ones(bon_panels_floats(n, k));
+    l->scratch = aligned_alloc(64, bon_gradient_scratch(n, k, threads));
+    bon_status status = bon_matrix_create(n, k, BON_F32, &l->w);
+    if (status == BON_OK) status = bon_matrix_create(k, n, BON_F32, &l->turned);
+    if (status != BON_OK || !l->x || !l->dx || !l->y || !l->grad || !l->scratch)
+        return BON_ERR_MEMORY;
+    bon_matrix_set_panels(l->w, l->grad, threads);
+    return BON_OK;
+}
+
+static void destroy_layer(layer *l)
+{
+    bon_matrix_destroy(l->w);
+    bon_matrix_destroy(l->turned);
+    free(l->x);
+    free(l->dx);
+    free(l->y);
+    free(l->grad);
+    free(l->scratch);
+}
+
+static double since(double *start) /* the seconds from start on; start is now */
+{
+    const double before = *start;
+    *start = omp_get_wtime();
+    return *start - before;
+}
+
+static void keep_least(double *least, double seconds)
+{
+    if (seconds < *least) *least = seconds;
+}
+
+static bon_status train_layer(const bench *b, size_t n, size_t k, size_t rows)
+{
+    layer l = {0};
+    bon_status status = create_layer(&l, n, k, rows, b->threads);
+    double forward = 1e9, turn = 1e9, back = 1e9, gradient = 1e9;
+    const double stop = omp_get_wtime() + b->seconds;
+    while (status == BON_OK && omp_get_wtime() < stop) {
+        double clock = omp_get_wtime();
+        status = bon_matrix_multiply(l.w, BON_PREFILL, l.x, rows, k, l.y, n, b->threads);
+        keep_least(&forward, since(&clock));
+        if (status != BON_OK) break;
+        bon_matrix_transpose(l.w, l.turned, b->threads);
+        keep_least(&turn, since(&clock));
+        status = bon_matrix_multiply(l.turned, BON_PREFILL, l.y, rows, n, l.dx, k, b->threads);
+        keep_least(&back, since(&clock));
+        bon_matrix_gradient(n, k, l.y, n, l.x, k, rows, l.grad, l.scratch, b->threads);
+        keep_least(&gradient, since(&clock));
+    }
+    const double giga = 2e-9 * (double)rows * (double)n * (double)k;
+    if (status == BON_OK)
+        printf("%5zu %5zu %5zu  %7.1f %7.1f %7.1f GFLOP/s  %8.0f us\n", n, k, rows,
+               giga / forward, giga / back, giga / gradient, 1e6 * turn);
+    fflush(stdout);
+    destroy_layer(&l);
+    return status;
+}
+
+static bon_status run_training(const bench *b)
+{
+    bon_status status = BON_OK;
+    printf("#   n     k  rows  forward      dx    grad            turning W over\n");
+    for (size_t i = 0; i < sizeof LAYERS / sizeof *LAYERS && status == BON_OK; i++)
+        status = train_layer(b, LAYERS[i].n, LAYERS[i].k, LAYERS[i].rows);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     bench b = {.threads = argc > 1 ? atoi(argv[1]) : omp_get_num_procs(),
@@ -178,7 +275,8 @@ int main(int argc, char **argv)
     printf("# %d threads, kernels %s, oneDNN %s on %s\n", b.threads, bon_gemm_isa(),
            bon_onednn_version(), bon_onednn_isa());
     printf("# dtype  route   rows   product                      | peak   read  | of limit\n");
-    if (run_dtype(&b, BON_F32) != BON_OK || run_dtype(&b, BON_BF16) != BON_OK) {
+    if (run_dtype(&b, BON_F32) != BON_OK || run_dtype(&b, BON_BF16) != BON_OK
+        || run_training(&b) != BON_OK) {
         fprintf(stderr, "a product failed\n");
         return 1;
     }

@@ -78,20 +78,24 @@ void bon_adamw_step(const bon_adamw *o, uint64_t step, float grad_scale, float *
 #define PARTS 512 /* most parts that are summed by themselves, whatever the threads */
 
 /* A square of a float is exact in double, also in a fused multiply-add. */
+static inline void add_squares(bon_sum8 *sum, __m256 x)
+{
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    sum->low = _mm256_fmadd_pd(low, low, sum->low);
+    sum->high = _mm256_fmadd_pd(high, high, sum->high);
+}
+
 static double sum_part(const float *g, size_t count)
 {
-    __m256d sum[4] = {{0}};
-    for (size_t i = 0; i < count; i += 2 * BON_LANES)
-        for (size_t half = 0; half < 2 && i + half * BON_LANES < count; half++) {
-            const size_t at = i + half * BON_LANES;
-            const __m256 x = bon_load_first(g + at, count - at, 0.0f);
-            const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
-            const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
-            sum[2 * half] = _mm256_fmadd_pd(low, low, sum[2 * half]);
-            sum[2 * half + 1] = _mm256_fmadd_pd(high, high, sum[2 * half + 1]);
-        }
-    const bon_sum8 all = {_mm256_add_pd(sum[0], sum[2]), _mm256_add_pd(sum[1], sum[3])};
-    return bon_sum8_total(&all);
+    bon_sum8 even = bon_sum8_zero(), odd = bon_sum8_zero();
+    size_t i = 0;
+    for (; i + 2 * BON_LANES <= count; i += 2 * BON_LANES) {
+        add_squares(&even, _mm256_loadu_ps(g + i));
+        add_squares(&odd, _mm256_loadu_ps(g + i + BON_LANES));
+    }
+    for (; i < count; i += BON_LANES) add_squares(&even, bon_load_first(g + i, count - i, 0.0f));
+    return bon_sum8_total(&even) + bon_sum8_total(&odd);
 }
 
 double bon_sum_squares(const float *g, size_t count, int threads)
