@@ -14,7 +14,7 @@
 #include "gemm.h"
 
 struct bon_cache {
-    size_t kv_heads, head_dim;
+    size_t layers, kv_heads, head_dim;
     size_t key_floats;   /* of one (layer, head) in a block */
     size_t head_floats;  /* keys and values of one (layer, head) */
     size_t block_floats;
@@ -52,6 +52,7 @@ bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim,
 
     bon_cache *cache = calloc(1, sizeof *cache);
     if (cache == NULL) return BON_ERR_MEMORY;
+    cache->layers = layers;
     cache->kv_heads = kv_heads;
     cache->head_dim = head_dim;
     cache->key_floats = BON_BLOCK * head_dim;
@@ -153,8 +154,9 @@ void bon_seq_free(bon_cache *cache, bon_seq *seq)
 
 float *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head)
 {
+    const size_t at = cache->layers == 1 ? 0 : layer;
     return cache->arena + block * cache->block_floats
-           + (layer * cache->kv_heads + head) * cache->head_floats;
+           + (at * cache->kv_heads + head) * cache->head_floats;
 }
 
 float *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head)

@@ -40,7 +40,8 @@ typedef struct {
 size_t bon_cache_block_bytes(size_t layers, size_t kv_heads, size_t head_dim);
 
 /* An arena of `blocks` blocks, 1 <= blocks < 2^32. BON_ERR_MEMORY if the
- * address space is refused. */
+ * address space is refused. With layers = 1 all layers of a model share one place,
+ * each writing over the one before: training needs no more. */
 BON_MUST_CHECK bon_status bon_cache_create(size_t layers, size_t kv_heads,
                                            size_t head_dim, size_t blocks,
                                            bon_cache **out);

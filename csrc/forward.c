@@ -97,8 +97,13 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
     return BON_OK;
 }
 
-int bon_work_threads(const bon_work *work) { return work->threads; }
-float *bon_work_normed(const bon_work *work) { return work->normed; }
+bon_results bon_work_results(const bon_work *work)
+{
+    return (bon_results){
+        .x = work->x, .qkv = work->qkv, .turned = work->qkv, .attended = work->attended,
+        .o = work->normed, .middle = work->x, .gate_up = work->mlp, .gated = work->mlp,
+        .down = work->normed, .out = work->x};
+}
 
 /* -- steps of the forward pass --------------------------------------------- */
 
@@ -284,10 +289,7 @@ bon_status bon_model_forward(const bon_model *model, bon_work *work, bon_cache *
 {
     bon_pass pass = {.model = model, .work = work, .cache = cache, .phase = phase, .runs = runs,
                      .n_runs = n_runs, .poll = poll};
-    const bon_results at = {
-        .x = work->x, .qkv = work->qkv, .turned = work->qkv, .attended = work->attended,
-        .o = work->normed, .middle = work->x, .gate_up = work->mlp, .gated = work->mlp,
-        .down = work->normed, .out = work->x};
+    const bon_results at = bon_work_results(work);
     bon_forward_begin(&pass, tokens, at.x);
     for (size_t l = 0; l < model->arch.layers; l++) {
         const bon_status status = bon_forward_layer(&pass, l, &at);

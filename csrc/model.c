@@ -203,46 +203,39 @@ void bon_model_shape(const bon_model *model, bon_slot slot, size_t *rows, size_t
     }
 }
 
-/* Where a slot lives: a matrix and the output it starts at, or a vector. */
-typedef struct {
-    bon_matrix *matrix;
-    size_t first;
-    float *vector;
-} place;
-
-static place place_of(const bon_model *m, bon_slot slot, size_t layer)
+bon_place bon_model_place(const bon_model *m, bon_slot slot, size_t layer)
 {
     const bon_arch *a = &m->arch;
     const bon_layer *l = &m->layers[layer];
     const size_t k = bon_q_width(a), v = k + bon_kv_width(a), up = a->intermediate;
     switch (slot) {
-    case BON_EMBED: return (place){.matrix = m->embed};
-    case BON_HEAD: return (place){.matrix = m->head};
-    case BON_SCORE: return (place){.vector = m->score};
-    case BON_FINAL_NORM: return (place){.vector = m->final_norm};
-    case BON_Q: return (place){.matrix = l->qkv.weight};
-    case BON_K: return (place){.matrix = l->qkv.weight, .first = k};
-    case BON_V: return (place){.matrix = l->qkv.weight, .first = v};
-    case BON_O: return (place){.matrix = l->o.weight};
-    case BON_GATE: return (place){.matrix = l->gate_up.weight};
-    case BON_UP: return (place){.matrix = l->gate_up.weight, .first = up};
-    case BON_DOWN: return (place){.matrix = l->down.weight};
-    case BON_Q_BIAS: return (place){.vector = l->qkv.bias};
-    case BON_K_BIAS: return (place){.vector = l->qkv.bias + k};
-    case BON_V_BIAS: return (place){.vector = l->qkv.bias + v};
-    case BON_O_BIAS: return (place){.vector = l->o.bias};
-    case BON_GATE_BIAS: return (place){.vector = l->gate_up.bias};
-    case BON_UP_BIAS: return (place){.vector = l->gate_up.bias + up};
-    case BON_DOWN_BIAS: return (place){.vector = l->down.bias};
-    case BON_Q_NORM: return (place){.vector = l->q_norm};
-    case BON_K_NORM: return (place){.vector = l->k_norm};
-    case BON_ATTN_NORM: return (place){.vector = l->attn_norm};
-    case BON_ATTN_POST_NORM: return (place){.vector = l->attn_post_norm};
-    case BON_MLP_NORM: return (place){.vector = l->mlp_norm};
-    case BON_MLP_POST_NORM: return (place){.vector = l->mlp_post_norm};
+    case BON_EMBED: return (bon_place){.matrix = m->embed};
+    case BON_HEAD: return (bon_place){.matrix = m->head};
+    case BON_SCORE: return (bon_place){.vector = m->score};
+    case BON_FINAL_NORM: return (bon_place){.vector = m->final_norm};
+    case BON_Q: return (bon_place){.matrix = l->qkv.weight};
+    case BON_K: return (bon_place){.matrix = l->qkv.weight, .first = k};
+    case BON_V: return (bon_place){.matrix = l->qkv.weight, .first = v};
+    case BON_O: return (bon_place){.matrix = l->o.weight};
+    case BON_GATE: return (bon_place){.matrix = l->gate_up.weight};
+    case BON_UP: return (bon_place){.matrix = l->gate_up.weight, .first = up};
+    case BON_DOWN: return (bon_place){.matrix = l->down.weight};
+    case BON_Q_BIAS: return (bon_place){.vector = l->qkv.bias};
+    case BON_K_BIAS: return (bon_place){.vector = l->qkv.bias, .first = k};
+    case BON_V_BIAS: return (bon_place){.vector = l->qkv.bias, .first = v};
+    case BON_O_BIAS: return (bon_place){.vector = l->o.bias};
+    case BON_GATE_BIAS: return (bon_place){.vector = l->gate_up.bias};
+    case BON_UP_BIAS: return (bon_place){.vector = l->gate_up.bias, .first = up};
+    case BON_DOWN_BIAS: return (bon_place){.vector = l->down.bias};
+    case BON_Q_NORM: return (bon_place){.vector = l->q_norm};
+    case BON_K_NORM: return (bon_place){.vector = l->k_norm};
+    case BON_ATTN_NORM: return (bon_place){.vector = l->attn_norm};
+    case BON_ATTN_POST_NORM: return (bon_place){.vector = l->attn_post_norm};
+    case BON_MLP_NORM: return (bon_place){.vector = l->mlp_norm};
+    case BON_MLP_POST_NORM: return (bon_place){.vector = l->mlp_post_norm};
     case BON_SLOTS: break;
     }
-    return (place){0};
+    return (bon_place){0};
 }
 
 static float element(const void *data, bon_dtype dtype, size_t i)
@@ -269,13 +262,13 @@ bon_status bon_model_set(bon_model *model, bon_slot slot, size_t layer, const vo
     if (!is_slot(model, slot, layer)) return BON_ERR_DOMAIN;
     size_t rows, cols;
     bon_model_shape(model, slot, &rows, &cols);
-    const place at = place_of(model, slot, layer);
+    const bon_place at = bon_model_place(model, slot, layer);
     if (at.matrix) {
         const bon_status status =
             bon_matrix_fill(at.matrix, at.first, data, dtype, rows, model->threads);
         if (status != BON_OK) return status;
     } else {
-        for (size_t i = 0; i < rows * cols; i++) at.vector[i] = element(data, dtype, i);
+        for (size_t i = 0; i < rows * cols; i++) at.vector[at.first + i] = element(data, dtype, i);
     }
     *(bon_slot_of_layer(slot) ? &model->layers[layer].is_set : &model->is_set) |= 1u << slot;
     return BON_OK;
@@ -286,9 +279,9 @@ bon_status bon_model_get(const bon_model *model, bon_slot slot, size_t layer, fl
     if (!is_slot(model, slot, layer)) return BON_ERR_DOMAIN;
     size_t rows, cols;
     bon_model_shape(model, slot, &rows, &cols);
-    const place at = place_of(model, slot, layer);
+    const bon_place at = bon_model_place(model, slot, layer);
     if (!at.matrix) {
-        memcpy(out, at.vector, rows * cols * sizeof *out);
+        memcpy(out, at.vector + at.first, rows * cols * sizeof *out);
         return BON_OK;
     }
     for (size_t r = 0; r < rows; r++)

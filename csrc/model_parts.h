@@ -39,6 +39,14 @@ struct bon_model {
     bon_layer *layers;
 };
 
+/* Where a slot lives: in a matrix or a vector, from output or element `first` on. */
+typedef struct {
+    bon_matrix *matrix; /* or NULL */
+    float *vector;
+    size_t first;
+} bon_place;
+bon_place bon_model_place(const bon_model *model, bon_slot slot, size_t layer);
+
 static inline size_t bon_q_width(const bon_arch *a) { return a->heads * a->head_dim; }
 static inline size_t bon_kv_width(const bon_arch *a) { return a->kv_heads * a->head_dim; }
 static inline size_t bon_qkv_width(const bon_arch *a)
@@ -94,8 +102,7 @@ void bon_turn_rows(const bon_pass *pass, size_t layer, const float *qkv, float *
 /* cos | sin of a row's angles in a layer, [head_dim]. */
 const float *bon_turns_of(const bon_pass *pass, size_t layer, size_t row);
 
-/* Scratch of the workspace that a layer does not need between its steps. */
-float *bon_work_normed(const bon_work *work); /* [rows, hidden] */
-int bon_work_threads(const bon_work *work);
+/* The workspace's own buffers, as a pass without a backward pass uses them. */
+bon_results bon_work_results(const bon_work *work);
 
 #endif /* BON_MODEL_PARTS_H */

@@ -1,6 +1,6 @@
 /* py_engine.c - the Python module bonaware._engine: its functions and its types.
  *
- * py_weights.c, py_model.c and py_session.c hold one type each. All of them know
+ * py_weights.c, py_model.c, py_session.c and py_learner.c hold one type each. All of them know
  * Python and no mathematics; the contract of each call is in the core's headers.
  */
 #define BON_IMPORT_NUMPY
@@ -210,7 +210,7 @@ static int exec_module(PyObject *module)
         return -1;
     }
     if (bon_add_weights_type(module) < 0 || bon_add_model_type(module) < 0
-        || bon_add_session_type(module) < 0)
+        || bon_add_session_type(module) < 0 || bon_add_learner_type(module) < 0)
         return -1;
     if (PyModule_AddIntConstant(module, "MAX_THREADS", BON_MAX_THREADS) < 0) return -1;
     return PyModule_AddIntConstant(module, "BLOCK_TOKENS", BON_BLOCK);

@@ -14,9 +14,13 @@
 /* Add the types to the module; 0, or -1 with an exception set. */
 int bon_add_model_type(PyObject *module);
 int bon_add_session_type(PyObject *module);
+int bon_add_learner_type(PyObject *module);
 
 /* The model inside a Model object, borrowed, or NULL with TypeError set. */
 bon_model *bon_model_of(PyObject *object);
+
+/* The slot of this name; 0, or -1 with ValueError set. */
+int bon_find_slot(const char *name, bon_slot *slot);
 
 /* A poll that lets Python handle signals (Ctrl-C) while the core runs without
  * the GIL: it takes the GIL back for a moment, at most every POLL_SECONDS.

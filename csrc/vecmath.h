@@ -25,6 +25,9 @@
 
 #define BON_LANES 8
 
+#define BON_GELU_LINEAR 1.59576912f  /* 2 sqrt(2/pi) */
+#define BON_GELU_CUBIC 0.0713548163f /* 0.044715 of that */
+
 /* -- parts of a row -------------------------------------------------------- */
 
 /* Lane masks of the first count lanes, 0 <= count <= 8. */
@@ -148,8 +151,8 @@ static inline __m256 bon_gated8(__m256 x, __m256 z)
  * Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2. */
 static inline __m256 bon_gelu_tanh8(__m256 x)
 {
-    const __m256 linear = _mm256_set1_ps(1.59576912f);  /* 2 sqrt(2/pi) */
-    const __m256 cubic = _mm256_set1_ps(0.0713548163f); /* 0.044715 of that */
+    const __m256 linear = _mm256_set1_ps(BON_GELU_LINEAR);
+    const __m256 cubic = _mm256_set1_ps(BON_GELU_CUBIC);
     const __m256 z = _mm256_mul_ps(x, _mm256_fmadd_ps(_mm256_mul_ps(x, x), cubic, linear));
     return bon_gated8(x, z);
 }
@@ -261,6 +264,40 @@ static inline void bon_vec_gelu_tanh_mul(float *gate, const float *up, size_t n)
         const __m256 u = bon_load_first(up + i, n - i, 0.0f);
         bon_store_first(gate + i, n - i, _mm256_mul_ps(bon_gelu_tanh8(g), u));
     }
+}
+
+/* Gradients of gate and up [n] from d [n], that of act(gate) * up, for an activation
+ * x sigma(z) with z = x (linear + cubic x^2) and sigma(z) = 1 / (1 + exp(-z)). */
+static inline void bon_vec_gate_grad(const float *gate, const float *up, const float *d,
+                                     float *d_gate, float *d_up, size_t n, float linear,
+                                     float cubic)
+{
+    const __m256 one = _mm256_set1_ps(1.0f), a = _mm256_set1_ps(linear);
+    const __m256 b = _mm256_set1_ps(cubic), b3 = _mm256_set1_ps(3.0f * cubic);
+    for (size_t i = 0; i < n; i += BON_LANES) {
+        const __m256 x = bon_load_first(gate + i, n - i, 0.0f), x2 = _mm256_mul_ps(x, x);
+        const __m256 sigma = bon_gated8(one, _mm256_mul_ps(x, _mm256_fmadd_ps(x2, b, a)));
+        const __m256 act = _mm256_mul_ps(x, sigma);
+        const __m256 slope = _mm256_fmadd_ps(x2, b3, a); /* dz/dx */
+        const __m256 rest = _mm256_mul_ps(act, _mm256_sub_ps(one, sigma));
+        const __m256 d_act = _mm256_fmadd_ps(rest, slope, sigma);
+        const __m256 in = bon_load_first(d + i, n - i, 0.0f);
+        const __m256 u = bon_load_first(up + i, n - i, 0.0f);
+        bon_store_first(d_gate + i, n - i, _mm256_mul_ps(_mm256_mul_ps(in, u), d_act));
+        bon_store_first(d_up + i, n - i, _mm256_mul_ps(in, act));
+    }
+}
+
+static inline void bon_vec_silu_grad(const float *gate, const float *up, const float *d,
+                                     float *d_gate, float *d_up, size_t n)
+{
+    bon_vec_gate_grad(gate, up, d, d_gate, d_up, n, 1.0f, 0.0f);
+}
+
+static inline void bon_vec_gelu_tanh_grad(const float *gate, const float *up, const float *d,
+                                          float *d_gate, float *d_up, size_t n)
+{
+    bon_vec_gate_grad(gate, up, d, d_gate, d_up, n, BON_GELU_LINEAR, BON_GELU_CUBIC);
 }
 
 /* y [n] = x / sqrt(mean(x^2) + eps) * (offset + w); y may be x; n >= 1.
