@@ -1,0 +1,263 @@
+"""A model's learner: gradients of texts, steps of AdamW, and its state in a file.
+
+Turns prompts, completions and weights into the batches of the C engine (csrc/learner.h), and the
+engine's tensors into named ones. Knows no losses and no rewards: those are weights here.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware import _batch
+from bonaware._export import Tensor, write_safetensors
+from bonaware.config import engine
+from bonaware.models import family_of
+
+if TYPE_CHECKING:
+    from bonaware.lm import LM
+
+__all__ = ["AdamW", "Learner"]
+
+Ids = NDArray[np.int32]
+Schedule = Literal["constant", "linear", "cosine"]
+MOMENTS = ("moment_1", "moment_2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW:
+    """AdamW with warm-up, a schedule and clipping.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate at its highest, >= 0.
+    betas : two floats in [0, 1)
+    eps : float > 0
+    weight_decay : float >= 0
+        Of matrices and embeddings; norms and biases have none.
+    warmup : int >= 0
+        Steps during which the learning rate rises from lr / warmup to lr.
+    schedule : {"constant", "linear", "cosine"}
+        What it does behind the warm-up: stay, or fall to 0 at the last step.
+    max_norm : float > 0
+        Longer gradients are scaled to this length; infinity leaves them alone.
+
+    Notes
+    -----
+    **Source:** Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, in the order of operations of
+    `torch.optim.AdamW`.
+
+    Examples
+    --------
+    >>> optimizer = AdamW(lr=1.0, warmup=2, schedule="linear")
+    >>> [optimizer.lr_at(step, 6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.lr >= 0 and math.isfinite(self.lr)):
+            raise ValueError(f"need a finite lr >= 0, got {self.lr}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"need two betas in [0, 1), got {self.betas}")
+        if not self.eps > 0:
+            raise ValueError(f"need eps > 0, got {self.eps}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"need weight_decay >= 0, got {self.weight_decay}")
+        if self.warmup < 0:
+            raise ValueError(f"need warmup >= 0, got {self.warmup}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError("schedule must be 'constant', 'linear' or 'cosine', got "
+                             f"{self.schedule!r}")
+        if not self.max_norm > 0:
+            raise ValueError(f"need max_norm > 0, got {self.max_norm}")
+
+    def lr_at(self, step: int, steps: int | None = None) -> float:
+        """Learning rate of step 0 <= step < steps; without `steps` it does not fall."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant" or steps is None or steps <= self.warmup:
+            return self.lr
+        left = max(0.0, (steps - step) / (steps - self.warmup))
+        return self.lr * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+class Learner:
+    """Trains the weights of a model in place.
+
+    Parameters
+    ----------
+    lm : LM
+        Not to be used by other threads while a step runs.
+    memory : int, optional
+        Bytes of scratch for a backward pass; default: the model's `memory`.
+    """
+
+    def __init__(self, lm: "LM", memory: int | None = None) -> None:
+        self.lm = lm
+        self._engine = engine().Learner(lm._model, lm.memory if memory is None else memory)
+
+    # -- gradients -----------------------------------------------------------
+
+    def accumulate(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
+                   weights: Sequence[Sequence[float]] | NDArray[np.floating],
+                   temperature: float = 1.0) -> list[list[NDArray[np.float32]]]:
+        """Add the gradient of sum w[p][i] log pi(completions[p][i] | prompts[p]).
+
+        Parameters
+        ----------
+        prompts : P arrays of ids
+        completions : P sequences of arrays of at least one id
+        weights : P sequences of one number per completion
+        temperature : float > 0
+
+        Returns
+        -------
+        list [P] of lists of float32 arrays [length]
+            Log-probabilities of the completions' tokens, in nats, at `temperature`.
+        """
+        per_token = [
+            np.repeat(np.asarray(weight, np.float32), [len(text) for text in texts])
+            for weight, texts in zip(weights, completions, strict=True)
+        ]
+        batch = _batch.predictions(prompts, completions, per_token)
+        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), temperature))
+        pieces = iter(_cut(flat, [len(text) for texts in completions for text in texts]))
+        return [[next(pieces) for _ in texts] for texts in completions]
+
+    def accumulate_scores(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
+                          weights: Sequence[Sequence[float]] | NDArray[np.floating],
+                          probabilities: Sequence[Sequence[float]] | None = None,
+                          label: int = 0) -> list[NDArray[np.float32]]:
+        """Add the gradient of sum w[p][i] score(completions[p][i]) of a model with a score head.
+
+        With `probabilities` t in [0, 1], of - sum w[p][i] CE(t[p][i], sigmoid(score)) instead,
+        where CE is the cross-entropy in nats: weights below 0 then lower it.
+
+        Returns
+        -------
+        list [P] of float32 arrays
+            The scores.
+        """
+        batch = _batch.scores(prompts, completions,
+                              [np.asarray(weight, np.float32) for weight in weights], label)
+        targets = None
+        if probabilities is not None:
+            given = np.concatenate([np.empty(0), *(np.asarray(t, float) for t in probabilities)])
+            targets = np.ascontiguousarray(given[batch.source], np.float32)
+        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets))
+        return _cut(flat, [len(texts) for texts in completions])
+
+    def zero(self) -> None:
+        """Forget the gradient."""
+        self._engine.zero()
+
+    def norm(self) -> float:
+        """Euclidean norm of the gradient."""
+        return self._engine.norm()
+
+    # -- steps ---------------------------------------------------------------
+
+    def step(self, optimizer: AdamW, lr: float) -> dict[str, float]:
+        """Clip, take one step at this learning rate, and forget the gradient.
+
+        Returns
+        -------
+        dict
+            "grad_norm" before clipping, and "lr".
+
+        Raises
+        ------
+        ValueError
+            The gradient is not finite; the weights are as they were.
+        """
+        norm = self.norm()
+        if not math.isfinite(norm):
+            self.zero()
+            raise ValueError(f"the gradient's norm is {norm}: the step was not made; a smaller "
+                             "learning rate or smaller weights may help")
+        scale = min(1.0, optimizer.max_norm / norm) if norm > 0 else 1.0
+        self._engine.step(lr, *optimizer.betas, optimizer.eps, optimizer.weight_decay, scale)
+        self.lm.weights_changed()
+        return {"grad_norm": norm, "lr": lr}
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made."""
+        return self._engine.steps
+
+    # -- tensors -------------------------------------------------------------
+
+    def weight(self, slot: str, layer: int) -> NDArray[np.float32]:
+        """The float32 master of a weight; what `LM.save(weights=...)` takes."""
+        return self._engine.get("weight", slot, layer)
+
+    def gradients(self) -> dict[str, NDArray[np.float32]]:
+        """The gradient by the names and in the shapes of torch's `named_parameters()`."""
+        return dict(self._named("gradient"))
+
+    def _named(self, kind: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        for name, _, read in self._tensors(kind):
+            yield name, read()
+
+    def _tensors(self, kind: str) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
+        """Name, shape and reader of every tensor."""
+        arch, names = self.lm.arch, family_of(self.lm.config).NAMES
+        for slot, layer, words in arch.slots():
+            shape = arch.shape(words)
+
+            def read(slot: str = slot, layer: int = layer or 0,
+                     shape: tuple[int, ...] = shape) -> NDArray[np.float32]:
+                return self._engine.get(kind, slot, layer).reshape(shape)
+
+            yield names[slot].format(i=layer), shape, read
+
+    def save(self, path: Path) -> None:
+        """Write float32 masters and moments to a safetensors file."""
+        tensors = [
+            Tensor(f"{kind}.{name}", "F32", shape, read)
+            for kind in ("weight", *MOMENTS)
+            for name, shape, read in self._tensors(kind)
+        ]
+        write_safetensors(path, tensors, {"steps": str(self.steps)})
+
+    def load(self, path: Path) -> None:
+        """Put what `save` wrote in place: the next step is bit for bit the one it would have been.
+
+        Raises
+        ------
+        ValueError
+            The file belongs to another model.
+        """
+        from safetensors import safe_open
+
+        arch, names = self.lm.arch, family_of(self.lm.config).NAMES
+        with safe_open(path, "numpy") as file:
+            known = set(file.keys())
+            for slot, layer, words in arch.slots():
+                for kind in ("weight", *MOMENTS):
+                    name = f"{kind}.{names[slot].format(i=layer)}"
+                    values = file.get_tensor(name) if name in known else None
+                    if values is None or values.shape != arch.shape(words):
+                        raise ValueError(f"{path}: must hold {name} of shape {arch.shape(words)}, "
+                                         f"found {None if values is None else values.shape}")
+                    self._engine.set(kind, slot, layer or 0, np.ascontiguousarray(values))
+            self._engine.steps = int(file.metadata()["steps"])
+        self.lm.weights_changed()
+
+
+def _cut(flat: NDArray[np.float32], lengths: Sequence[int]) -> list[NDArray[np.float32]]:
+    """The array in pieces of these lengths."""
+    return np.split(flat, np.cumsum(lengths[:-1])) if len(lengths) else []
