@@ -13,9 +13,9 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "dispatch.h"
+#include "ranking.h"
 
 /* -- pass@k ---------------------------------------------------------------- */
 
@@ -46,14 +46,6 @@ static double pass_at_k(int64_t n, int64_t c, int64_t k)
 static int counts_fit(int64_t n, int64_t c, int64_t k_max)
 {
     return n >= k_max && n <= BON_MAX_SAMPLES && c >= 0 && c <= n;
-}
-
-/* The bits that hold 0 .. n-1. */
-static uint64_t index_mask(uint64_t n)
-{
-    uint64_t mask = 1;
-    while (mask < n) mask *= 2;
-    return mask - 1;
 }
 
 /* How many prompts from here on have the same n; stops looking after limit. */
@@ -108,7 +100,7 @@ bon_status bon_pass_at_k(const int64_t *n, const int64_t *c, size_t len,
             *bad = i;
             return BON_ERR_DOMAIN;
         }
-        const uint64_t mask = index_mask((uint64_t)ni + 1);
+        const uint64_t mask = bon_index_mask((uint64_t)ni + 1);
         if (nk > 0 && mask < room / nk && run_of_equal(n + i, len - i, ni) > (size_t)ni) {
             for (int64_t ct = 0; ct <= ni; ct++)
                 for (size_t j = 0; j < nk; j++)
@@ -151,7 +143,7 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
 
 /* -- best-of-k: ranking eight rows side by side ----------------------------- */
 
-enum { LANES = 8 };
+enum { LANES = BON_ABREAST };
 
 /* One call of bon_best_of_k, with its scratch cut up for LANES rows: element i
  * of row l is at [i * LANES + l]. */
@@ -160,25 +152,11 @@ typedef struct {
     const int64_t *ks;    /* [nk] */
     const double *weights;
     uint64_t mask;  /* the bits of a key that hold the index of its sample */
-    double *keys;   /* [n, LANES] scores, then sorted; see load_keys */
+    double *keys;   /* [n, LANES] scores, then sorted; see ranking.h */
     double *values; /* [n, LANES] rewards in order of keys */
     double *scores; /* [n, LANES] whole scores in order of keys, where there are ties */
     double *pairs;  /* [n, 2]     see sort_lane */
 } ranking;
-
-static uint64_t bits_of(double x)
-{
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static double from_bits(uint64_t bits)
-{
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
 
 BON_INLINE bon_vec *vec_at(double *x) { return (bon_vec *)x; }
 BON_INLINE const bon_vec *const_vec_at(const double *x) { return (const bon_vec *)x; }
@@ -202,67 +180,12 @@ BON_INLINE int all_finite(const double *row, size_t n)
     return all == 0.0;
 }
 
-/* keys[i * LANES + l] = the score of sample i of row l, with its lowest bits
- * replaced by i, so that sorting keys carries the samples along. Keys that agree
- * in all other bits are looked at again. Lanes beyond `rows` repeat the last row. */
-BON_INLINE void load_keys(const ranking *by, const double *scores, size_t rows)
-{
-    const size_t n = by->n;
-    const int64_t mask = (int64_t)by->mask;
-    for (size_t l = 0; l < LANES; l++) {
-        const double *row = scores + (l < rows ? l : rows - 1) * n;
-        double *keys = by->keys + l;
-        size_t i = 0;
-        for (; i + 4 <= n; i += 4) {
-            const bon_vec x = *const_vec_at(row + i) + 0.0; /* -0.0 becomes 0.0 */
-            const bon_choice place = (bon_choice){0, 1, 2, 3} + (int64_t)i;
-            const bon_vec key = (bon_vec)(((bon_choice)x & ~mask) | (place & mask));
-            for (size_t j = 0; j < 4; j++) keys[(i + j) * LANES] = key[j];
-        }
-        for (; i < n; i++)
-            keys[i * LANES] = from_bits((bits_of(row[i] + 0.0) & ~by->mask) | (i & by->mask));
-    }
-}
-
 /* to[i * LANES + l] = element i of row l; lanes beyond `rows` repeat the last row. */
 static void load_lanes(const double *from, size_t rows, size_t n, double *to)
 {
     for (size_t l = 0; l < LANES; l++) {
         const double *row = from + (l < rows ? l : rows - 1) * n;
         for (size_t i = 0; i < n; i++) to[i * LANES + l] = row[i];
-    }
-}
-
-/* Puts the larger of each pair into a. */
-BON_INLINE void compare_exchange(double *restrict a, double *restrict b)
-{
-    double x[LANES], y[LANES];
-    for (size_t l = 0; l < LANES; l++) {
-        x[l] = a[l];
-        y[l] = b[l];
-    }
-    for (size_t l = 0; l < LANES; l++) a[l] = x[l] > y[l] ? x[l] : y[l];
-    for (size_t l = 0; l < LANES; l++) b[l] = x[l] < y[l] ? x[l] : y[l];
-}
-
-/* Sorts every lane by falling key with Batcher's merge exchange, which serves
- * any n. Source: Knuth, TAOCP vol. 3, 5.2.2, algorithm M. */
-BON_INLINE void sort_lanes(double *keys, size_t n)
-{
-    size_t top = 1;
-    while (2 * top < n) top *= 2;
-    for (size_t p = top; p > 0; p /= 2) {
-        for (size_t q = top, first = 0, apart = p;; q /= 2) {
-            /* all i with (i & p) == first come in blocks of p neighbours */
-            for (size_t block = first; block + apart < n; block += 2 * p) {
-                const size_t end = block + p < n - apart ? block + p : n - apart;
-                for (size_t i = block; i < end; i++)
-                    compare_exchange(keys + i * LANES, keys + (i + apart) * LANES);
-            }
-            if (q == p) break;
-            apart = q - p;
-            first = p;
-        }
     }
 }
 
@@ -273,7 +196,7 @@ BON_INLINE void gather(const ranking *by, const double *from, size_t rows, doubl
     for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * by->n;
     for (size_t i = 0; i < by->n; i++)
         for (size_t l = 0; l < LANES; l++)
-            sorted[i * LANES + l] = row[l][bits_of(by->keys[i * LANES + l]) & by->mask];
+            sorted[i * LANES + l] = row[l][bon_bits_of(by->keys[i * LANES + l]) & by->mask];
 }
 
 /* True where neighbours in some lane agree in all bits but the index. */
@@ -437,8 +360,8 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
         best_of_long_rows(by, scores, rewards, rows, out);
         return 1;
     }
-    load_keys(by, scores, rows);
-    sort_lanes(by->keys, by->n);
+    bon_load_keys(scores, rows, by->n, by->mask, by->keys);
+    bon_sort_keys(by->keys, by->n);
     if (perfect) {
         weigh(by, by->keys, rows, out);
         return 1;
@@ -524,7 +447,7 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
     const ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
         .weights = all_one ? NULL : weights,
-        .mask = scores == rewards ? 0 : index_mask(n),
+        .mask = scores == rewards ? 0 : bon_index_mask(n),
         .keys = scratch,
         .values = scratch + n * LANES,
         .scores = scratch + 2 * n * LANES,

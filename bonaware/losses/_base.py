@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from bonaware._arguments import Floats, as_floats, place
 from bonaware._votes import as_mask
 
-__all__ = ["Batch", "Loss", "need_choice", "need_count", "need_nonnegative"]
+__all__ = ["Batch", "Loss", "empty", "need_choice", "need_count", "need_nonnegative"]
 
 
 WHOLE = ("fail", "ref_scores")  # inputs that a mask does not belong to
@@ -80,6 +80,9 @@ class Loss:
     @property
     def fewest(self) -> int:
         return 1
+
+    def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
+        """Refuse what this loss alone cannot use; there [P, n]: where samples are."""
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         """Value [P] and weights [P, n] of rows that all have n samples, without KL term."""
@@ -152,6 +155,7 @@ class Loss:
         checked = _Checked(rewards, mask)
         batch = Batch(checked.rewards, **{name: checked(x, name) for name, x in given.items()})
         self._check_counts(checked.counts)
+        self.check(batch, checked.there)
         if checked.mask is None:
             return self._with_kl(batch)
         return self._ragged(batch, checked.mask, checked.counts)
@@ -227,6 +231,10 @@ class _Checked:
             self.counts = self.mask.sum(1)
         self._finite(self.rewards, "rewards")
 
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        return np.broadcast_to(np.True_, self.shape) if self.mask is None else self.mask
+
     def __call__(self, x: ArrayLike, name: str) -> NDArray[Any]:
         if name == "expert":
             return self._bools(x)
@@ -272,6 +280,12 @@ class _Checked:
             fine = fine | ~self.mask
         if not fine.all():
             raise ValueError(f"{name} must be {what}, but {place(~fine)} is {array[~fine][0]}")
+
+
+def empty(batch: Batch) -> tuple[Floats, Floats]:
+    """Arrays for the value [P] and the weights [P, n] that a kernel fills."""
+    shape = batch.rewards.shape
+    return np.empty(shape[0]), np.empty(shape)
 
 
 def need_count(x: int, name: str) -> None:

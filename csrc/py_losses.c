@@ -1,0 +1,379 @@
+/* py_losses.c - the Python module bonaware._losses.
+ *
+ * This file knows Python and no mathematics; losses.c knows mathematics and no Python.
+ * bonaware/losses converts and says what is wrong with a prompt; what is refused here are
+ * arrays that the core could not read, and numbers that it refuses.
+ */
+#include "py_common.h"
+
+#include "losses.h"
+
+/* -- helpers --------------------------------------------------------------- */
+
+/* The arrays of one call, borrowed, and its scratch. */
+typedef struct {
+    size_t n;
+    row_range range;
+    double *value, *weights, *scratch;
+} call;
+
+/* obj as float64 [rows, n] like scores, or NULL with an exception set. */
+static PyArrayObject *as_like(PyObject *obj, const char *name, PyArrayObject *scores)
+{
+    PyArrayObject *array = as_array(obj, NPY_DOUBLE, 2, name);
+    return array && same_shape(array, name, scores, "scores") ? array : NULL;
+}
+
+/* The same for an array that may be None: then *data is NULL. Returns 0, or -1. */
+static int as_optional(PyObject *obj, const char *name, PyArrayObject *scores,
+                       const double **data)
+{
+    *data = NULL;
+    if (obj == Py_None) return 0;
+    PyArrayObject *array = as_like(obj, name, scores);
+    if (array == NULL) return -1;
+    *data = PyArray_DATA(array);
+    return 0;
+}
+
+/* float64 [rows] with one element for each row of `like`, or NULL. */
+static PyArrayObject *as_rows(PyObject *obj, const char *name, PyArrayObject *like,
+                              int written)
+{
+    PyArrayObject *array = written ? as_output(obj, NPY_DOUBLE, 1, name)
+                                   : as_array(obj, NPY_DOUBLE, 1, name);
+    if (array == NULL || PyArray_DIM(array, 0) == PyArray_DIM(like, 0)) return array;
+    PyErr_Format(PyExc_ValueError, "%s must have one element for each of %zd rows, got %zd",
+                 name, PyArray_DIM(like, 0), PyArray_DIM(array, 0));
+    return NULL;
+}
+
+/* Checks what every call has; allocates the scratch, which the caller frees. */
+static int begin(PyArrayObject *scores, PyObject *value_obj, PyObject *weights_obj,
+                 Py_ssize_t start, Py_ssize_t stop, call *in)
+{
+    PyArrayObject *value, *weights;
+    *in = (call){.n = (size_t)PyArray_DIM(scores, 1)};
+    if ((value = as_rows(value_obj, "value", scores, 1)) == NULL
+        || (weights = as_output(weights_obj, NPY_DOUBLE, 2, "weights")) == NULL
+        || !same_shape(weights, "weights", scores, "scores")
+        || !as_range(start, stop, PyArray_DIM(scores, 0), &in->range))
+        return -1;
+    if (in->n > BON_MAX_LOSS_SAMPLES) {
+        PyErr_Format(PyExc_ValueError, "need n <= 2**30 samples in a row, got %zu", in->n);
+        return -1;
+    }
+    in->value = PyArray_DATA(value);
+    in->weights = PyArray_DATA(weights);
+    in->scratch = PyMem_New(double, bon_loss_scratch(in->n));
+    if (in->scratch != NULL) return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+/* Rows of one core call: some 30 steps for each sample, and whole groups of eight. */
+static size_t chunk_of(const call *in)
+{
+    const size_t chunk = rows_per_chunk(30 * in->n);
+    return chunk > 8 ? chunk / 8 * 8 : chunk;
+}
+
+/* Sets the exception of a status at the flat index `bad`. */
+static void raise_at(bon_status status, const char *what, const call *in, size_t bad)
+{
+    const size_t n = in->n > 0 ? in->n : 1;
+    if (status == BON_ERR_NOT_FINITE)
+        PyErr_Format(PyExc_ValueError, "%s must be finite, but row %zu, column %zu is not",
+                     what, bad / n, bad % n);
+    else
+        PyErr_Format(status_type(status),
+                     "k, n or a number is out of its range at row %zu, column %zu",
+                     bad / n, bad % n);
+}
+
+/* What follows a core call on the rows from `at` on: 0, or -1 with an exception set. */
+static int after(bon_status status, const char *what, const call *in, size_t at, size_t bad)
+{
+    if (status == BON_OK) return PyErr_CheckSignals();
+    raise_at(status, what, in, at * in->n + bad);
+    return -1;
+}
+
+/* -- bon ------------------------------------------------------------------- */
+
+PyDoc_STRVAR(bon_doc,
+"bon(scores, rewards, k, baseline, value, weights, start, stop, /)\n--\n\n"
+"See bonaware.losses.bon. scores, rewards: float64 [rows, n], may be the same;\n"
+"baseline: BASELINES.index(name); value: float64 [rows]; weights: float64 [rows, n].");
+
+static PyObject *py_bon(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *scores_obj, *rewards_obj, *value_obj, *weights_obj;
+    Py_ssize_t k, start, stop;
+    int baseline;
+    if (!PyArg_ParseTuple(args, "OOniOOnn:bon", &scores_obj, &rewards_obj, &k, &baseline,
+                          &value_obj, &weights_obj, &start, &stop))
+        return NULL;
+    PyArrayObject *scores, *rewards;
+    call in;
+    if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
+        || (rewards = as_like(rewards_obj, "rewards", scores)) == NULL)
+        return NULL;
+    if (k < 1 || baseline < BON_BASELINE_SUBSET || baseline > BON_BASELINE_NONE)
+        return PyErr_Format(PyExc_ValueError, "need k >= 1 and 0 <= baseline <= 2, got %zd, %d",
+                            k, baseline);
+    if (begin(scores, value_obj, weights_obj, start, stop, &in) < 0) return NULL;
+
+    PyObject *result = NULL;
+    const double *ranked = PyArray_DATA(scores), *truth = PyArray_DATA(rewards);
+    const size_t chunk = chunk_of(&in), n = in.n, end = in.range.stop;
+    for (size_t at = in.range.start; at < end; at += chunk) {
+        size_t bad = 0;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_bon_loss(ranked + at * n, truth + at * n, min_size(chunk, end - at), n,
+                              (size_t)k, (bon_baseline)baseline, in.scratch, in.value + at,
+                              in.weights + at * n, &bad);
+        Py_END_ALLOW_THREADS
+        if (after(status, "scores and rewards", &in, at, bad) < 0) goto done;
+    }
+    result = Py_NewRef(Py_None);
+
+done:
+    PyMem_Free(in.scratch);
+    return result;
+}
+
+/* -- bon_rl ---------------------------------------------------------------- */
+
+/* True for a law that the core takes; else ValueError. */
+static int as_law(Py_ssize_t k, int exact, double lambda, bon_law *law)
+{
+    *law = (bon_law){.k = (size_t)k, .exact = exact, .lambda = lambda};
+    if (k >= 1 && lambda >= 0.0 && Py_IS_FINITE(lambda)) return 1;
+    PyErr_Format(PyExc_ValueError, "need k >= 1 and a finite strength >= 0, got k=%zd", k);
+    return 0;
+}
+
+PyDoc_STRVAR(bon_rl_doc,
+"bon_rl(scores, rewards, chance, win_rate, k, exact, strength, winners, value, weights,"
+" start, stop, /)\n--\n\n"
+"See bonaware.losses.bon_rl_v. scores, rewards: float64 [rows, n]; chance, win_rate: the\n"
+"same or None; exact, winners: bool; value: float64 [rows]; weights: float64 [rows, n].");
+
+static PyObject *py_bon_rl(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *scores_obj, *rewards_obj, *chance_obj, *win_rate_obj, *value_obj, *weights_obj;
+    Py_ssize_t k, start, stop;
+    int exact, winners;
+    double lambda;
+    if (!PyArg_ParseTuple(args, "OOOOnpdpOOnn:bon_rl", &scores_obj, &rewards_obj, &chance_obj,
+                          &win_rate_obj, &k, &exact, &lambda, &winners, &value_obj,
+                          &weights_obj, &start, &stop))
+        return NULL;
+    PyArrayObject *scores, *rewards;
+    const double *chance, *win_rate;
+    bon_law law;
+    call in;
+    if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
+        || (rewards = as_like(rewards_obj, "rewards", scores)) == NULL
+        || as_optional(chance_obj, "chance", scores, &chance) < 0
+        || as_optional(win_rate_obj, "win_rate", scores, &win_rate) < 0
+        || !as_law(k, exact, lambda, &law)
+        || begin(scores, value_obj, weights_obj, start, stop, &in) < 0)
+        return NULL;
+
+    PyObject *result = NULL;
+    const double *ranked = PyArray_DATA(scores), *truth = PyArray_DATA(rewards);
+    const size_t chunk = chunk_of(&in), n = in.n, end = in.range.stop;
+    for (size_t at = in.range.start; at < end; at += chunk) {
+        size_t bad = 0;
+        const double *chances = chance ? chance + at * n : NULL;
+        const double *known = win_rate ? win_rate + at * n : NULL;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_rl_loss(ranked + at * n, truth + at * n, chances, known,
+                             min_size(chunk, end - at), n, &law, winners, in.scratch,
+                             in.value + at, in.weights + at * n, &bad);
+        Py_END_ALLOW_THREADS
+        if (after(status, "scores and rewards", &in, at, bad) < 0) goto done;
+    }
+    result = Py_NewRef(Py_None);
+
+done:
+    PyMem_Free(in.scratch);
+    return result;
+}
+
+/* -- bon_sft --------------------------------------------------------------- */
+
+PyDoc_STRVAR(bon_sft_doc,
+"bon_sft(scores, logp, expert, chance, win_rate, k, strength, value, weights, start, stop,"
+" /)\n--\n\n"
+"See bonaware.losses.bon_sft. scores, logp: float64 [rows, n]; expert: bool [rows, n];\n"
+"chance, win_rate: float64 [rows, n] or None; value: float64 [rows]; weights: float64\n"
+"[rows, n].");
+
+static PyObject *py_bon_sft(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *scores_obj, *logp_obj, *expert_obj, *chance_obj, *win_rate_obj, *value_obj;
+    PyObject *weights_obj;
+    Py_ssize_t k, start, stop;
+    double lambda;
+    if (!PyArg_ParseTuple(args, "OOOOOndOOnn:bon_sft", &scores_obj, &logp_obj, &expert_obj,
+                          &chance_obj, &win_rate_obj, &k, &lambda, &value_obj, &weights_obj,
+                          &start, &stop))
+        return NULL;
+    PyArrayObject *scores, *logp, *expert;
+    const double *chance, *win_rate;
+    bon_law law;
+    call in;
+    if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
+        || (logp = as_like(logp_obj, "logp", scores)) == NULL
+        || (expert = as_array(expert_obj, NPY_BOOL, 2, "expert")) == NULL
+        || !same_shape(expert, "expert", scores, "scores")
+        || as_optional(chance_obj, "chance", scores, &chance) < 0
+        || as_optional(win_rate_obj, "win_rate", scores, &win_rate) < 0
+        || !as_law(k, 0, lambda, &law)
+        || begin(scores, value_obj, weights_obj, start, stop, &in) < 0)
+        return NULL;
+
+    PyObject *result = NULL;
+    const double *ranked = PyArray_DATA(scores), *nats = PyArray_DATA(logp);
+    const uint8_t *shown = PyArray_DATA(expert);
+    const size_t chunk = chunk_of(&in), n = in.n, end = in.range.stop;
+    for (size_t at = in.range.start; at < end; at += chunk) {
+        size_t bad = 0;
+        const double *chances = chance ? chance + at * n : NULL;
+        const double *known = win_rate ? win_rate + at * n : NULL;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_sft_loss(ranked + at * n, nats + at * n, shown + at * n, chances, known,
+                              min_size(chunk, end - at), n, &law, in.scratch, in.value + at,
+                              in.weights + at * n, &bad);
+        Py_END_ALLOW_THREADS
+        if (after(status, "scores and logp", &in, at, bad) < 0) goto done;
+    }
+    result = Py_NewRef(Py_None);
+
+done:
+    PyMem_Free(in.scratch);
+    return result;
+}
+
+/* -- bon_rlb --------------------------------------------------------------- */
+
+PyDoc_STRVAR(count_correct_doc,
+"count_correct(rewards, correct, start, stop, /)\n--\n\n"
+"How many rewards of each row are 1; the others must be 0. rewards: float64 [rows, n];\n"
+"correct: float64 [rows].");
+
+static PyObject *py_count_correct(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *rewards_obj, *correct_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOnn:count_correct", &rewards_obj, &correct_obj, &start,
+                          &stop))
+        return NULL;
+    PyArrayObject *rewards, *correct;
+    row_range range;
+    if ((rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
+        || (correct = as_rows(correct_obj, "correct", rewards, 1)) == NULL
+        || !as_range(start, stop, PyArray_DIM(rewards, 0), &range))
+        return NULL;
+    const size_t n = (size_t)PyArray_DIM(rewards, 1), chunk = rows_per_chunk(n);
+    const double *truth = PyArray_DATA(rewards);
+    double *out = PyArray_DATA(correct);
+    for (size_t at = range.start; at < range.stop; at += chunk) {
+        size_t bad = 0;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_count_correct(truth + at * n, min_size(chunk, range.stop - at), n,
+                                   out + at, &bad);
+        Py_END_ALLOW_THREADS
+        if (status != BON_OK)
+            return PyErr_Format(PyExc_ValueError,
+                                "rewards must be 0 or 1, but row %zu, column %zu is not",
+                                at + bad / n, bad % n);
+        if (PyErr_CheckSignals() < 0) return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(two_weights_doc,
+"two_weights(rewards, hit, miss, weights, start, stop, /)\n--\n\n"
+"weights = hit where a reward is not 0, else miss. rewards, weights: float64 [rows, n];\n"
+"hit, miss: float64 [rows].");
+
+static PyObject *py_two_weights(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *rewards_obj, *hit_obj, *miss_obj, *weights_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOOnn:two_weights", &rewards_obj, &hit_obj, &miss_obj,
+                          &weights_obj, &start, &stop))
+        return NULL;
+    PyArrayObject *rewards, *hit, *miss, *weights;
+    row_range range;
+    if ((rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
+        || (hit = as_rows(hit_obj, "hit", rewards, 0)) == NULL
+        || (miss = as_rows(miss_obj, "miss", rewards, 0)) == NULL
+        || (weights = as_output(weights_obj, NPY_DOUBLE, 2, "weights")) == NULL
+        || !same_shape(weights, "weights", rewards, "rewards")
+        || !as_range(start, stop, PyArray_DIM(rewards, 0), &range))
+        return NULL;
+    const size_t n = (size_t)PyArray_DIM(rewards, 1), chunk = rows_per_chunk(n);
+    const double *truth = PyArray_DATA(rewards);
+    const double *right = PyArray_DATA(hit), *wrong = PyArray_DATA(miss);
+    double *out = PyArray_DATA(weights);
+    for (size_t at = range.start; at < range.stop; at += chunk) {
+        Py_BEGIN_ALLOW_THREADS
+        bon_two_weights(truth + at * n, right + at, wrong + at,
+                        min_size(chunk, range.stop - at), n, out + at * n);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0) return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* -- module ---------------------------------------------------------------- */
+
+static PyMethodDef methods[] = {
+    {"bon", py_bon, METH_VARARGS, bon_doc},
+    {"bon_rl", py_bon_rl, METH_VARARGS, bon_rl_doc},
+    {"bon_sft", py_bon_sft, METH_VARARGS, bon_sft_doc},
+    {"count_correct", py_count_correct, METH_VARARGS, count_correct_doc},
+    {"two_weights", py_two_weights, METH_VARARGS, two_weights_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int exec_module(PyObject *Py_UNUSED(module))
+{
+    return PyArray_ImportNumPyAPI();
+}
+
+/* NumPy keeps per-process state, so one interpreter only. There is no state of our own:
+ * the module runs without the GIL where Python has none. */
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, exec_module},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "bonaware._losses",
+    .m_doc = "C side of bonaware.losses; not a public interface.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__losses(void)
+{
+    return PyModuleDef_Init(&module_def);
+}
