@@ -359,6 +359,15 @@ def test_grpo_is_the_clipped_surrogate(std, clip_high):
     assert 0.2 < (weights == 0).mean() < 0.8  # both sides of the clip were seen
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo"])
+def test_without_old_logp_every_ratio_is_one(name):
+    rewards, given = some_inputs(name)
+    wanted = losses.get(name)()(rewards, **given | {"old_logp": given["logp"]})
+    found = losses.get(name)()(rewards, **{key: x for key, x in given.items() if "logp" not in key})
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("clip_high", [None, 0.6])
 def test_dr_grpo_is_the_clipped_surrogate(clip_high):
     rewards, given = some_inputs("dr_grpo")
@@ -638,7 +647,16 @@ def test_options_out_of_range_are_refused(name, options, error, message):
             "at least 2 samples .* row 0 has 1",
         ),
         (lambda: losses.get("max_rl")()([[1.0]]), ValueError, "at least 2 samples .* row 0 has 1"),
-        (lambda: losses.get("max_rl")()([[0.0, 0.5]]), ValueError, "rewards 0 or 1, got 0.5"),
+        (
+            lambda: losses.get("max_rl")()([[0.0, 1.0], [0.0, 0.5]]),
+            ValueError,
+            "rewards must be 0 or 1, but row 1, column 1 is 0.5",
+        ),
+        (
+            lambda: losses.get("bonbon")()([[1.0]], logp=[[1.0]], ref_logp=[[1.0]]),
+            ValueError,
+            "at least 2 samples .* row 0 has 1",
+        ),
         (lambda: losses.get("grpo")()(TWO), TypeError, "loss grpo: lengths is missing"),
         (
             lambda: losses.get("dr_grpo")()(TWO, old_logp=TWO),
@@ -657,12 +675,22 @@ def test_options_out_of_range_are_refused(name, options, error, message):
                 THREE, logp=THREE, ref_logp=THREE, expert=[[True, False, False]]
             ),
             ValueError,
-            "a sample of the policy and two of the anchor .* got 2 and 1",
+            r"1 sample of the policy and 2 of the anchor .* but row 0 has 2 and 1",
+        ),
+        (
+            lambda: losses.get("bond")()(
+                [[0.0, 1.0, 1.0]] * 2,
+                logp=[[0.0, 1.0, 1.0]] * 2,
+                ref_logp=[[0.0, 1.0, 1.0]] * 2,
+                expert=[[True, False, True], [True, True, True]],
+            ),
+            ValueError,
+            "but row 1 has 0 and 3",
         ),
         (
             lambda: losses.get("bond")()(THREE, logp=THREE, ref_logp=THREE, ref_scores=[[1.0]]),
             ValueError,
-            "needs ref_scores of two samples or more, got one",
+            "needs ref_scores of at least 2 samples, got 1",
         ),
     ],
 )

@@ -75,14 +75,28 @@ class Bond(Loss):
     def fewest(self) -> int:
         return 3
 
-    def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
+    def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
         if batch.ref_scores is not None and batch.ref_scores.shape[1] < 2:
-            raise ValueError("loss bond needs ref_scores of two samples or more, got one")
+            raise ValueError(f"{self} needs ref_scores of at least 2 samples, got 1")
+        if batch.expert is None:
+            return
+        ours, anchor = (there & ~batch.expert).sum(1), (there & batch.expert).sum(1)
+        few = (ours < 1) | (anchor < 2)
+        if few.any():
+            row = int(np.argmax(few))
+            raise ValueError(
+                f"{self} needs 1 sample of the policy and 2 of the anchor (expert) of every "
+                f"prompt, but row {row} has {ours[row]} and {anchor[row]}"
+            )
+
+    def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         scores = batch.rewards if batch.scores is None else batch.scores
-        ours, anchor = _sides(batch)
-        better = _better_of_two(scores, anchor)
+        anchor = np.ones(scores.shape, bool) if batch.expert is None else batch.expert
+        ours = anchor if batch.expert is None else ~anchor
+        above = _lower_than(-scores, anchor)
+        better = _better_of_two(scores, anchor, above)
         gain = np.where(ours, batch.logp - batch.ref_logp, 0.0)
-        cost = gain + PENALTY * _below_both(batch, scores, anchor)
+        cost = gain + PENALTY * _below_both(batch, scores, anchor, above)
         m = ours.sum(1, keepdims=True)
         forward = -better * batch.logp
         backward = np.where(ours, self.beta * cost + self.gamma * gain, 0.0)
@@ -91,38 +105,20 @@ class Bond(Loss):
         return value, weights
 
 
-def _sides(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which samples are the policy's and which the anchor's, [P, n] each."""
-    if batch.expert is None:
-        all_samples = np.ones(batch.rewards.shape, bool)
-        return all_samples, all_samples
-    ours, anchor = ~batch.expert, batch.expert
-    few = (ours.sum(1) < 1) | (anchor.sum(1) < 2)
-    if few.any():
-        row = int(np.argmax(few))
-        raise ValueError(
-            f"loss bond needs a sample of the policy and two of the anchor (expert) of every "
-            f"prompt, got {ours[row].sum()} and {anchor[row].sum()}"
-        )
-    return ours, anchor
-
-
-def _better_of_two(scores: Floats, anchor: NDArray[np.bool_]) -> Floats:
+def _better_of_two(scores: Floats, anchor: NDArray[np.bool_], above: Floats) -> Floats:
     """[P, n]: chance to be the better of a random pair of the anchor's; 0 for the others."""
     a = anchor.sum(1, keepdims=True)
-    below, above = _lower_than(scores, anchor), _lower_than(-scores, anchor)
+    below = _lower_than(scores, anchor)
     wins = below + (a - 1 - below - above) / 2
     return np.where(anchor, wins / (a * (a - 1) / 2), 0.0)
 
 
-def _below_both(batch: Batch, scores: Floats, anchor: NDArray[np.bool_]) -> Floats:
+def _below_both(batch: Batch, scores: Floats, anchor: NDArray[np.bool_], above: Floats) -> Floats:
     """[P, n]: share of the pairs of (other) samples of the anchor that both score higher."""
+    a = anchor.sum(1, keepdims=True) - (1 if batch.expert is None else 0)
     if batch.ref_scores is not None:
         above = lower(-scores, -batch.ref_scores)
         a = batch.ref_scores.shape[1]
-    else:
-        above = _lower_than(-scores, anchor)
-        a = anchor.sum(1, keepdims=True) - (1 if batch.expert is None else 0)
     return above * (above - 1) / (a * (a - 1))
 
 
@@ -132,9 +128,9 @@ def _lower_than(scores: Floats, some: NDArray[np.bool_]) -> Floats:
 
 
 def _less_the_others(x: Floats, some: NDArray[np.bool_], m: NDArray[np.int64]) -> Floats:
-    """x less its mean over the other m - 1 of some, 0 elsewhere; x itself where m is 1."""
+    """x, 0 but for some, less its mean over the other m - 1 of them; itself where m is 1."""
     others = (x.sum(1, keepdims=True) - x) / np.maximum(m - 1, 1)
-    return np.where(some, x - np.where(m > 1, others, 0.0), 0.0)
+    return np.where(some, x - others, 0.0)
 
 
 LOSS = Bond

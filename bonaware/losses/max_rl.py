@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
 from bonaware.losses._base import Batch, Loss, need_choice
+from bonaware.losses._binary import need_binary
 
 __all__ = ["LOSS", "MaxRl"]
 
@@ -54,11 +56,11 @@ class MaxRl(Loss):
     def fewest(self) -> int:
         return 2 if self.baseline == "mean" else 1
 
+    def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
+        need_binary(batch, there)
+
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         right = batch.rewards == 1
-        other = ~right & (batch.rewards != 0)
-        if other.any():
-            raise ValueError(f"loss max_rl needs rewards 0 or 1, got {batch.rewards[other][0]}")
         n = right.shape[1]
         c = right.sum(1)
         harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
