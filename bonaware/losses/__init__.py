@@ -46,6 +46,6 @@ def get(name: str) -> type[Loss]:
     >>> loss = get("bon")(k=2)
     >>> value, weights = loss([[0.0, 0.0, 1.0, 1.0]])
     >>> value, weights
-    (array([-0.83333333]), array([[ 0.        ,  0.        , -0.16666667, -0.16666667]]))
+    (array([-0.83333333]), array([[ 0.        ,  0.        , -0.33333333, -0.33333333]]))
     """
     return _lookup.load(__name__, name, "LOSS")

@@ -59,8 +59,8 @@ class Loss:
         leave-one-out baseline of Kool et al. 2019.
     """
 
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
+    needs: Any = ()
+    takes: Any = ()
     kl = 0.0
 
     def __post_init__(self) -> None:
