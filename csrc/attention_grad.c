@@ -27,6 +27,8 @@
  */
 #include "attention_grad.h"
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "gemm.h"
@@ -134,7 +136,8 @@ size_t bon_attention_grad_scratch(const bon_arch *arch, const bon_tree *trees, s
     return bytes;
 }
 
-static float *part(float **scratch, size_t count)
+/* The next `count` floats. */
+static float *take(float **scratch, size_t count)
 {
     float *here = *scratch;
     *scratch += count;
@@ -145,30 +148,32 @@ static void carve(task *t, float *scratch, size_t tokens)
 {
     const size_t rounded = round_up(tokens, 16);
     t->turned = turned_width(tokens);
-    t->k = part(&scratch, rounded * t->dim);
-    t->v = part(&scratch, rounded * t->dim);
-    t->dk = part(&scratch, rounded * t->padded);
-    t->dv = part(&scratch, rounded * t->padded);
-    t->scores = part(&scratch, rounded * TILE);
-    t->dp = part(&scratch, rounded * TILE);
-    t->p = part(&scratch, rounded * BLOCK);
-    t->ds = part(&scratch, rounded * BLOCK);
-    t->origin = (int32_t *)(void *)part(&scratch, rounded);
-    t->k_turned = part(&scratch, t->turned * t->dim);
-    t->q_turned = part(&scratch, TILE * t->dim);
-    t->g_turned = part(&scratch, TILE * t->dim);
-    t->dq = part(&scratch, TILE * t->dim);
-    t->q_panels = part(&scratch, BLOCK * t->padded);
-    t->g_panels = part(&scratch, BLOCK * t->padded);
-    memset(t->q_panels, 0, 2 * BLOCK * t->padded * sizeof *t->q_panels); /* beyond dim: 0 */
+    t->k = take(&scratch, rounded * t->dim);
+    t->v = take(&scratch, rounded * t->dim);
+    t->dk = take(&scratch, rounded * t->padded);
+    t->dv = take(&scratch, rounded * t->padded);
+    t->scores = take(&scratch, rounded * TILE);
+    t->dp = take(&scratch, rounded * TILE);
+    t->p = take(&scratch, rounded * BLOCK);
+    t->ds = take(&scratch, rounded * BLOCK);
+    t->origin = (int32_t *)(void *)take(&scratch, rounded);
+    t->k_turned = take(&scratch, t->turned * t->dim);
+    t->q_turned = take(&scratch, TILE * t->dim);
+    t->g_turned = take(&scratch, TILE * t->dim);
+    t->dq = take(&scratch, TILE * t->dim);
+    t->q_panels = take(&scratch, BLOCK * t->padded);
+    t->g_panels = take(&scratch, BLOCK * t->padded);
 }
 
 /* -- turning matrices ------------------------------------------------------ */
 
-static void turn_8x8(const float *from, size_t ld, float *to, size_t ld_to)
+/* Of up to 8 rows and columns; the compiler makes one copy for whole squares. */
+static inline void turn_square(const float *from, size_t ld, size_t height, size_t width,
+                               float *to, size_t ld_to)
 {
     __m256 row[8], pair[8], quad[8];
-    for (size_t r = 0; r < 8; r++) row[r] = _mm256_loadu_ps(from + r * ld);
+    for (size_t r = 0; r < 8; r++)
+        row[r] = r < height ? bon_load_first(from + r * ld, width, 0.0f) : _mm256_setzero_ps();
     for (size_t i = 0; i < 8; i += 2) {
         pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
         pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
@@ -179,9 +184,10 @@ static void turn_8x8(const float *from, size_t ld, float *to, size_t ld_to)
             quad[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + j + 2], 0xee);
         }
     for (size_t c = 0; c < 4; c++) {
-        _mm256_storeu_ps(to + c * ld_to, _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x20));
-        _mm256_storeu_ps(to + (c + 4) * ld_to, _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x31));
+        row[c] = _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x20);
+        row[c + 4] = _mm256_permute2f128_ps(quad[c], quad[c + 4], 0x31);
     }
+    for (size_t c = 0; c < width; c++) bon_store_first(to + c * ld_to, height, row[c]);
 }
 
 /* to[c][r] = from[r][c] for from [rows, columns]. */
@@ -190,15 +196,11 @@ static void turn(const float *from, size_t ld, size_t rows, size_t columns, floa
 {
     for (size_t r = 0; r < rows; r += 8)
         for (size_t c = 0; c < columns; c += 8) {
-            const float *corner = from + r * ld + c;
-            float *target = to + c * ld_to + r;
             const size_t height = smaller(8, rows - r), width = smaller(8, columns - c);
             if (height == 8 && width == 8)
-                turn_8x8(corner, ld, target, ld_to);
+                turn_square(from + r * ld + c, ld, 8, 8, to + c * ld_to + r, ld_to);
             else
-                for (size_t i = 0; i < height; i++)
-                    for (size_t j = 0; j < width; j++)
-                        target[j * ld_to + i] = corner[i * ld + j];
+                turn_square(from + r * ld + c, ld, height, width, to + c * ld_to + r, ld_to);
         }
 }
 
@@ -234,6 +236,8 @@ static void store_tokens(const task *t, range tokens)
 
 /* -- what a tile sees ------------------------------------------------------ */
 
+/* Sets what a lane sees and widens what the tile sees. Lanes without a row copy the last
+ * row's, so that no softmax is empty. */
 static void see(const task *t, tile *it, size_t lane)
 {
     const size_t token = it->row + smaller(lane, it->rows - 1);
@@ -245,12 +249,12 @@ static void see(const task *t, tile *it, size_t lane)
         [PROMPT] = {smaller(first, before), before},
         [OWN] = {origin + (first > before ? first - before : 0), token + 1},
     };
-    for (int which = 0; which < PARTS; which++) {
-        it->first[which][lane] = (int32_t)seen[which].begin;
-        it->last[which][lane] = (int32_t)seen[which].end - 1;
-        range *all = &it->seen[which];
-        all->begin = lane ? smaller(all->begin, seen[which].begin) : seen[which].begin;
-        all->end = lane ? larger(all->end, seen[which].end) : seen[which].end;
+    for (int part = 0; part < PARTS; part++) {
+        it->first[part][lane] = (int32_t)seen[part].begin;
+        it->last[part][lane] = (int32_t)seen[part].end - 1;
+        range *all = &it->seen[part];
+        all->begin = lane ? smaller(all->begin, seen[part].begin) : seen[part].begin;
+        all->end = lane ? larger(all->end, seen[part].end) : seen[part].end;
     }
 }
 
@@ -338,16 +342,17 @@ static void lanes_backward(const task *t, const tile *it, size_t column, size_t 
     float *scores = t->scores + lane, *dp = t->dp + lane;
     float *p = t->p + column + lane, *ds = t->ds + column + lane;
     __m256 top = _mm256_set1_ps(-INFINITY);
-    for (int w = 0; w < PARTS; w++)
-        top = finish_scores(t->arch, scores, it->seen[w], &it->first[w][lane],
-                            &it->last[w][lane], top);
+    for (int part = 0; part < PARTS; part++)
+        top = finish_scores(t->arch, scores, it->seen[part], &it->first[part][lane],
+                            &it->last[part][lane], top);
     bon_sum8 sum = bon_sum8_zero(), dot = sum;
-    for (int w = 0; w < PARTS; w++) exponentials(scores, dp, p, it->seen[w], top, &sum, &dot);
+    for (int part = 0; part < PARTS; part++)
+        exponentials(scores, dp, p, it->seen[part], top, &sum, &dot);
     const __m256d one = _mm256_set1_pd(1.0);
     const __m256d low = _mm256_div_pd(one, sum.low), high = _mm256_div_pd(one, sum.high);
     const __m256 mean = narrow(_mm256_mul_pd(dot.low, low), _mm256_mul_pd(dot.high, high));
-    for (int w = 0; w < PARTS; w++)
-        score_gradients(t->arch, scores, dp, p, ds, it->seen[w], narrow(low, high), mean);
+    for (int part = 0; part < PARTS; part++)
+        score_gradients(t->arch, scores, dp, p, ds, it->seen[part], narrow(low, high), mean);
 }
 
 /* -- one tile -------------------------------------------------------------- */
@@ -359,11 +364,14 @@ static void gather(const task *t, const tile *it, const float *x, size_t ld, siz
 {
     if (it->rows < TILE) memset(turned, 0, TILE * t->dim * sizeof *turned);
     turn(x, ld, it->rows, t->dim, turned, TILE);
-    for (size_t d = 0; d < t->dim; d += BON_PANEL) {
-        float *to = panels + d * BLOCK + column * BON_PANEL;
-        const size_t bytes = smaller(BON_PANEL, t->dim - d) * sizeof *to;
-        for (size_t r = 0; r < it->rows; r++) memcpy(to + r * BON_PANEL, x + r * ld + d, bytes);
-        for (size_t r = it->rows; r < TILE; r++) memset(to + r * BON_PANEL, 0, bytes);
+    for (size_t d = 0; d < t->padded; d += BON_LANES) {
+        const size_t count = d < t->dim ? smaller(BON_LANES, t->dim - d) : 0;
+        float *to = panels + (d / BON_PANEL * BLOCK + column) * BON_PANEL + d % BON_PANEL;
+        for (size_t r = 0; r < TILE; r++) {
+            __m256 few = _mm256_setzero_ps();
+            if (r < it->rows && count > 0) few = bon_load_first(x + r * ld + d, count, 0.0f);
+            _mm256_storeu_ps(to + r * BON_PANEL, few);
+        }
     }
 }
 
@@ -380,8 +388,9 @@ static void tile_backward(const task *t, const tile *it, size_t column)
     gather(t, it, t->qkv + row * t->width + at, t->width, column, t->q_turned, t->q_panels);
     gather(t, it, t->dout + row * out_width + at, out_width, column, t->g_turned, t->g_panels);
 
-    for (int w = 0; w < PARTS; w++) {
-        const size_t i = it->seen[w].begin, count = it->seen[w].end - i;
+    for (int part = 0; part < PARTS; part++) {
+        const size_t i = it->seen[part].begin, count = it->seen[part].end - i;
+        if (count == 0) continue; /* nothing stands before a row of the prompt */
         bon_panel_multiply(t->q_turned, 1, 0, dim, t->k + i * dim, count, dim,
                            t->scores + i * TILE, TILE, false);
         bon_panel_multiply(t->g_turned, 1, 0, dim, t->v + i * dim, count, dim,
@@ -389,9 +398,9 @@ static void tile_backward(const task *t, const tile *it, size_t column)
     }
     for (size_t lane = 0; lane < TILE; lane += BON_LANES) lanes_backward(t, it, column, lane);
     bool begun = false;
-    for (int w = 0; w < PARTS; w++)
-        for (size_t i = it->seen[w].begin; i < it->seen[w].end; i += TURN_CHUNK) {
-            bon_panel_multiply(t->dp + i * TILE, 1, 0, smaller(TURN_CHUNK, it->seen[w].end - i),
+    for (int part = 0; part < PARTS; part++)
+        for (size_t i = it->seen[part].begin; i < it->seen[part].end; i += TURN_CHUNK) {
+            bon_panel_multiply(t->dp + i * TILE, 1, 0, smaller(TURN_CHUNK, it->seen[part].end - i),
                                t->k_turned + i, dim, t->turned, t->dq, TILE, begun);
             begun = true;
         }
@@ -414,16 +423,16 @@ static void add_products(const task *t, range tokens, size_t first, size_t count
 
 /* Cuts the tokens where a tile begins or ceases to see them. From tile to tile both
  * ends only grow and there is no gap, so tiles that see a token follow each other. */
-static void add_part(const task *t, const tile *tiles, size_t count, int which)
+static void add_part(const task *t, const tile *tiles, size_t count, int part)
 {
-    size_t i = tiles[0].seen[which].begin, first = 0, behind = 0;
+    size_t i = tiles[0].seen[part].begin, first = 0, behind = 0;
     while (first < count) {
-        while (behind < count && tiles[behind].seen[which].begin <= i) behind++;
-        size_t next = tiles[first].seen[which].end;
-        if (behind < count) next = smaller(next, tiles[behind].seen[which].begin);
+        while (behind < count && tiles[behind].seen[part].begin <= i) behind++;
+        size_t next = tiles[first].seen[part].end;
+        if (behind < count) next = smaller(next, tiles[behind].seen[part].begin);
         if (next > i) add_products(t, (range){i, next}, first, behind - first);
         i = next;
-        while (first < count && tiles[first].seen[which].end <= i) first++;
+        while (first < count && tiles[first].seen[part].end <= i) first++;
     }
 }
 
@@ -439,7 +448,7 @@ static void block_backward(const task *t, range rows, size_t number, size_t coun
         tiles[i].seen[PROMPT].begin = begin; /* a branch's first rows see the most */
         tile_backward(t, &tiles[i], i * TILE);
     }
-    for (int w = 0; w < PARTS; w++) add_part(t, tiles, count, w);
+    for (int part = 0; part < PARTS; part++) add_part(t, tiles, count, part);
 }
 
 static void rows_backward(const task *t, range rows)
