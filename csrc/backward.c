@@ -198,6 +198,16 @@ static size_t results_floats(const bon_arch *a, size_t rows)
     return rows * (width + (a->post_norms ? 2 * a->hidden : 0));
 }
 
+/* For the gradients of a weight, of which `transposed` is one, and of its adapters. */
+static size_t gradient_scratch(const bon_backward *b, const bon_matrix *transposed)
+{
+    const size_t n = bon_matrix_inputs(transposed), k = bon_matrix_outputs(transposed);
+    const size_t rank = b->model->rank, of_weight = bon_gradient_scratch(n, k, b->threads);
+    if (rank == 0) return of_weight;
+    return larger(of_weight, larger(bon_gradient_scratch(rank, k, b->threads),
+                                    bon_gradient_scratch(n, rank, b->threads)));
+}
+
 /* Lays the arrays of a part out in `arena` (or only counts, where that is NULL). */
 static size_t lay_out(const bon_backward *b, part *p, char *arena)
 {
@@ -208,10 +218,7 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
     size_t gradient = 0;
     const bon_matrix *const matrices[] = {b->qkv, b->o, b->gate_up, b->down, b->head};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        if (matrices[i])
-            gradient = larger(gradient, bon_gradient_scratch(bon_matrix_inputs(matrices[i]),
-                                                             bon_matrix_outputs(matrices[i]),
-                                                             b->threads));
+        if (matrices[i]) gradient = larger(gradient, gradient_scratch(b, matrices[i]));
     struct { void **at; size_t bytes; } arrays[] = {
         {(void **)&p->trees, p->n_trees * sizeof *p->trees},
         {(void **)&p->runs, p->n_runs * sizeof *p->runs},
@@ -427,8 +434,16 @@ static bon_status project_backward(bon_backward *b, const part *p, const bon_pas
     if (grad->bias) add_column_sums(grad->bias, dy, p->rows, outputs, b->threads);
     if (bon_should_stop(pass->poll)) return BON_ERR_INTERRUPTED;
     bon_matrix_transpose(linear->weight, transposed, b->threads);
-    return bon_matrix_multiply(transposed, BON_PREFILL, dy, p->rows, outputs, d_from, inputs,
-                               b->threads);
+    bon_status status = bon_matrix_multiply(transposed, BON_PREFILL, dy, p->rows, outputs, d_from,
+                                            inputs, b->threads);
+    bon_adapter_scratch scratch = bon_work_adapters(b->work);
+    scratch.gradient = p->gradient;
+    for (size_t i = 0; i < BON_ADAPTERS && status == BON_OK; i++)
+        if (linear->adapters[i].a)
+            status = bon_adapter_backward(&linear->adapters[i], dy, outputs, from, p->rows, ld,
+                                          grad->adapters[i].a, grad->adapters[i].b, d_from,
+                                          &scratch, b->threads);
+    return status;
 }
 
 /* dh = the gradient of what was added to the stream, before its post-norm. */

@@ -21,6 +21,7 @@
 #define BON_BACKWARD_H
 
 #include "attention_grad.h"
+#include "lora.h"
 #include "model.h"
 
 typedef struct {
@@ -46,6 +47,7 @@ const char *bon_batch_fault(const bon_model *model, const bon_batch *batch, size
  * (panels.h) of the packed weights, vectors as they are. */
 typedef struct {
     float *weight, *bias;
+    struct { float *a, *b; } adapters[BON_ADAPTERS];
 } bon_linear_grad;
 
 typedef struct {

@@ -27,6 +27,8 @@ struct bon_work {
     float *turns;    /* [rows, ropes, head_dim] cos | sin */
     size_t *positions; /* [rows] */
     size_t *run_of;    /* [rows] */
+    float *low;        /* [2][rows, rank] of adapters */
+    float *lift;       /* [rows, widest input or output of a product with one] */
     void *attention;
 };
 
@@ -46,6 +48,16 @@ void bon_work_destroy(bon_work *work)
     free(work);
 }
 
+/* The most outputs that an adapter has, or inputs. */
+static size_t widest(const bon_arch *a)
+{
+    const size_t widths[] = {bon_q_width(a), bon_kv_width(a), a->intermediate, a->hidden};
+    size_t most = 0;
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        if (widths[i] > most) most = widths[i];
+    return most;
+}
+
 /* Lays the parts out one behind the other in work->memory (or only counts). */
 static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_t runs,
                       size_t context)
@@ -60,6 +72,8 @@ static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_
         {(void **)&work->turns, rows * a->ropes * a->head_dim * sizeof(float)},
         {(void **)&work->positions, rows * sizeof(size_t)},
         {(void **)&work->run_of, rows * sizeof(size_t)},
+        {(void **)&work->low, 2 * rows * model->rank * sizeof(float)},
+        {(void **)&work->lift, (model->rank > 0 ? rows * widest(a) : 0) * sizeof(float)},
         {&work->attention, bon_attention_scratch(a, rows, runs, context, work->threads)},
     };
     size_t at = 0;
@@ -97,6 +111,12 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
     return BON_OK;
 }
 
+bon_adapter_scratch bon_work_adapters(const bon_work *work)
+{
+    float *const d_low = work->low + work->rows * work->model->rank;
+    return (bon_adapter_scratch){.low = work->low, .d_low = d_low, .lift = work->lift};
+}
+
 bon_results bon_work_results(const bon_work *work)
 {
     return (bon_results){
@@ -122,11 +142,16 @@ static bon_status project(const bon_pass *pass, const bon_linear *linear, const 
 {
     if (bon_should_stop(pass->poll)) return BON_ERR_INTERRUPTED;
     const size_t outputs = bon_matrix_outputs(linear->weight);
-    const bon_status status = bon_matrix_multiply(linear->weight, pass->phase, from, pass->rows,
-                                                  ld, to, outputs, pass->work->threads);
+    bon_status status = bon_matrix_multiply(linear->weight, pass->phase, from, pass->rows, ld, to,
+                                            outputs, pass->work->threads);
     if (status == BON_OK && linear->bias)
         for (size_t r = 0; r < pass->rows; r++)
             for (size_t i = 0; i < outputs; i++) to[r * outputs + i] += linear->bias[i];
+    const bon_adapter_scratch scratch = bon_work_adapters(pass->work);
+    for (size_t i = 0; i < BON_ADAPTERS && status == BON_OK; i++)
+        if (linear->adapters[i].a)
+            status = bon_adapter_add(&linear->adapters[i], pass->phase, from, pass->rows, ld, to,
+                                     outputs, &scratch, pass->work->threads);
     return status;
 }
 

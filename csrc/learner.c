@@ -17,6 +17,7 @@ typedef struct {
 
 struct bon_learner {
     bon_model *model;
+    bon_scope scope;
     int threads;
     tensor *tensors;
     size_t count;
@@ -59,6 +60,18 @@ static bon_status add_linear(bon_learner *learner, const bon_linear *linear,
     return add(learner, NULL, linear->bias, bon_matrix_outputs(linear->weight), &grad->bias);
 }
 
+static bon_status add_adapters(bon_learner *learner, const bon_linear *linear,
+                               bon_linear_grad *grad)
+{
+    bon_status status = BON_OK;
+    for (size_t i = 0; i < BON_ADAPTERS && status == BON_OK; i++) {
+        status = add(learner, linear->adapters[i].a, NULL, 0, &grad->adapters[i].a);
+        if (status == BON_OK)
+            status = add(learner, linear->adapters[i].b, NULL, 0, &grad->adapters[i].b);
+    }
+    return status;
+}
+
 static bon_status add_layer(bon_learner *learner, const bon_layer *l, bon_layer_grad *grad)
 {
     const bon_arch *a = &learner->model->arch;
@@ -73,39 +86,46 @@ static bon_status add_layer(bon_learner *learner, const bon_layer *l, bon_layer_
         {l->mlp_post_norm, a->hidden, &grad->mlp_post_norm}};
     bon_status status = BON_OK;
     for (size_t i = 0; i < sizeof linears / sizeof *linears && status == BON_OK; i++)
-        status = add_linear(learner, linears[i].linear, linears[i].grad);
+        status = learner->scope == BON_TRAIN_ALL
+                     ? add_linear(learner, linears[i].linear, linears[i].grad)
+                     : add_adapters(learner, linears[i].linear, linears[i].grad);
+    if (learner->scope == BON_TRAIN_ADAPTERS) return status;
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors && status == BON_OK; i++)
         status = add(learner, NULL, vectors[i].vector, vectors[i].size, vectors[i].grad);
     return status;
 }
 
 #define MODEL_TENSORS 4  /* embed, head, score, final_norm */
-#define LAYER_TENSORS 14 /* four products with biases, six norms */
+#define LAYER_TENSORS 14 /* four products with biases and six norms; or seven adapters */
 
 static bon_status add_all(bon_learner *learner)
 {
     bon_model *m = learner->model;
     bon_model_grad *grad = &learner->grad;
     const bool untied = m->head && m->head != m->embed;
-    bon_status status = add(learner, m->embed, NULL, 0, &grad->embed);
-    if (status == BON_OK && untied) status = add(learner, m->head, NULL, 0, &grad->head);
-    if (m->head == m->embed) grad->head = grad->embed;
-    if (status == BON_OK)
-        status = add(learner, NULL, m->score, m->arch.labels * m->arch.hidden, &grad->score);
-    if (status == BON_OK)
-        status = add(learner, NULL, m->final_norm, m->arch.hidden, &grad->final_norm);
+    bon_status status =
+        add(learner, NULL, m->score, m->arch.labels * m->arch.hidden, &grad->score);
+    if (learner->scope == BON_TRAIN_ALL) {
+        if (status == BON_OK) status = add(learner, m->embed, NULL, 0, &grad->embed);
+        if (status == BON_OK && untied) status = add(learner, m->head, NULL, 0, &grad->head);
+        if (m->head == m->embed) grad->head = grad->embed;
+        if (status == BON_OK)
+            status = add(learner, NULL, m->final_norm, m->arch.hidden, &grad->final_norm);
+    }
     for (size_t l = 0; l < m->arch.layers && status == BON_OK; l++)
         status = add_layer(learner, &m->layers[l], &grad->layers[l]);
     return status;
 }
 
-bon_status bon_learner_create(bon_model *model, size_t memory, bon_learner **out)
+bon_status bon_learner_create(bon_model *model, bon_scope scope, size_t memory,
+                              bon_learner **out)
 {
     *out = NULL;
     bon_learner *learner = calloc(1, sizeof *learner);
     if (learner == NULL) return BON_ERR_MEMORY;
     const size_t layers = model->arch.layers;
     learner->model = model;
+    learner->scope = scope;
     learner->threads = model->threads;
     learner->tensors = calloc(MODEL_TENSORS + LAYER_TENSORS * layers, sizeof(tensor));
     learner->grad.layers = calloc(layers, sizeof *learner->grad.layers);

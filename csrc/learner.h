@@ -22,9 +22,13 @@ typedef struct bon_learner bon_learner;
 /* What there is of each weight. */
 typedef enum { BON_WEIGHT, BON_GRADIENT, BON_MOMENT_1, BON_MOMENT_2 } bon_kind;
 
+/* What is trained: all weights; or the adapters that the model has (lora.h), and its
+ * score head. */
+typedef enum { BON_TRAIN_ALL, BON_TRAIN_ADAPTERS } bon_scope;
+
 /* memory: bytes of scratch for a backward pass (backward.h), beside 4 bytes for every
  * weight, 8 more from the first step on, and 4 for masters. The model outlives it. */
-BON_MUST_CHECK bon_status bon_learner_create(bon_model *model, size_t memory,
+BON_MUST_CHECK bon_status bon_learner_create(bon_model *model, bon_scope scope, size_t memory,
                                              bon_learner **out);
 void bon_learner_destroy(bon_learner *learner); /* accepts NULL */
 
@@ -47,7 +51,7 @@ void bon_learner_set_steps(bon_learner *learner, uint64_t steps);
 
 /* Copies what belongs to a slot, [rows, cols] of bon_model_shape, out and in. Setting
  * weights changes the model. Moments that no step has made yet are 0.
- * BON_ERR_DOMAIN: the model has no such slot. */
+ * BON_ERR_DOMAIN: the model has no such slot, or it is not trained. */
 BON_MUST_CHECK bon_status bon_learner_get(const bon_learner *learner, bon_kind kind,
                                           bon_slot slot, size_t layer, float *out);
 BON_MUST_CHECK bon_status bon_learner_set(bon_learner *learner, bon_kind kind, bon_slot slot,

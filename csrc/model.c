@@ -15,6 +15,8 @@ static const char *const slot_names[BON_SLOTS] = {
     "q", "k", "v", "o", "gate", "up", "down",
     "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias", "down_bias",
     "q_norm", "k_norm", "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm",
+    "q_a", "k_a", "v_a", "o_a", "gate_a", "up_a", "down_a",
+    "q_b", "k_b", "v_b", "o_b", "gate_b", "up_b", "down_b",
 };
 
 const char *bon_slot_name(bon_slot slot) { return slot_names[slot]; }
@@ -144,6 +146,7 @@ static void destroy_layer(bon_layer *l)
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) {
         bon_matrix_destroy(linears[i]->weight);
         free(linears[i]->bias);
+        for (size_t j = 0; j < BON_ADAPTERS; j++) bon_adapter_free(&linears[i]->adapters[j]);
     }
     float *const vectors[] = {l->q_norm, l->k_norm, l->attn_norm, l->attn_post_norm, l->mlp_norm,
                               l->mlp_post_norm};
@@ -166,11 +169,60 @@ void bon_model_destroy(bon_model *model)
     free(model);
 }
 
+/* -- adapters -------------------------------------------------------------- */
+
+bon_adapter *bon_model_adapter(const bon_model *model, bon_slot slot, size_t layer)
+{
+    bon_layer *l = &model->layers[layer];
+    switch (slot) {
+    case BON_Q: return &l->qkv.adapters[0];
+    case BON_K: return &l->qkv.adapters[1];
+    case BON_V: return &l->qkv.adapters[2];
+    case BON_O: return &l->o.adapters[0];
+    case BON_GATE: return &l->gate_up.adapters[0];
+    case BON_UP: return &l->gate_up.adapters[1];
+    default: return &l->down.adapters[0];
+    }
+}
+
+/* The adapter that a slot ..._A or ..._B is a part of. */
+static bon_adapter *adapter_of_part(const bon_model *model, bon_slot part, size_t layer)
+{
+    const int base = bon_is_adapter_a(part) ? BON_Q_A : BON_Q_B;
+    return bon_model_adapter(model, (bon_slot)((int)part - base + BON_Q), layer);
+}
+
+bon_status bon_model_add_adapter(bon_model *model, bon_slot slot, size_t rank, float scale)
+{
+    if (slot < BON_Q || slot > BON_DOWN || rank < 1 || rank > BON_MAX_DIMENSION
+        || bon_model_adapter(model, slot, 0)->a)
+        return BON_ERR_DOMAIN;
+    size_t outputs, inputs;
+    bon_model_shape(model, slot, &outputs, &inputs);
+    bon_status status = BON_OK;
+    for (size_t l = 0; l < model->arch.layers && status == BON_OK; l++)
+        status = bon_adapter_create(bon_model_place(model, slot, l).first, outputs, inputs, rank,
+                                    scale, bon_model_adapter(model, slot, l));
+    if (status != BON_OK) bon_model_remove_adapters(model);
+    else if (rank > model->rank) model->rank = rank;
+    return status;
+}
+
+void bon_model_remove_adapters(bon_model *model)
+{
+    for (size_t l = 0; l < model->arch.layers; l++)
+        for (int s = BON_Q; s <= BON_DOWN; s++)
+            bon_adapter_free(bon_model_adapter(model, (bon_slot)s, l));
+    model->rank = 0;
+}
+
 /* -- slots ----------------------------------------------------------------- */
 
 bool bon_model_has(const bon_model *model, bon_slot slot)
 {
     const bon_arch *a = &model->arch;
+    if (bon_is_adapter_a(slot) || bon_is_adapter_b(slot))
+        return adapter_of_part(model, slot, 0)->a != NULL;
     switch (slot) {
     case BON_HEAD: return !a->tied && a->labels == 0;
     case BON_SCORE: return a->labels > 0;
@@ -186,6 +238,13 @@ bool bon_model_has(const bon_model *model, bon_slot slot)
 void bon_model_shape(const bon_model *model, bon_slot slot, size_t *rows, size_t *cols)
 {
     const bon_arch *a = &model->arch;
+    if (bon_is_adapter_a(slot) || bon_is_adapter_b(slot)) {
+        const bon_adapter *adapter = adapter_of_part(model, slot, 0);
+        const bon_matrix *matrix = bon_is_adapter_a(slot) ? adapter->a : adapter->b;
+        *rows = bon_matrix_outputs(matrix);
+        *cols = bon_matrix_inputs(matrix);
+        return;
+    }
     *cols = 1;
     switch (slot) {
     case BON_EMBED: case BON_HEAD: *rows = a->vocab; *cols = a->hidden; break;
@@ -233,9 +292,10 @@ bon_place bon_model_place(const bon_model *m, bon_slot slot, size_t layer)
     case BON_ATTN_POST_NORM: return (bon_place){.vector = l->attn_post_norm};
     case BON_MLP_NORM: return (bon_place){.vector = l->mlp_norm};
     case BON_MLP_POST_NORM: return (bon_place){.vector = l->mlp_post_norm};
-    case BON_SLOTS: break;
+    default: break;
     }
-    return (bon_place){0};
+    const bon_adapter *adapter = adapter_of_part(m, slot, layer);
+    return (bon_place){.matrix = bon_is_adapter_a(slot) ? adapter->a : adapter->b};
 }
 
 static float element(const void *data, bon_dtype dtype, size_t i)
@@ -270,7 +330,7 @@ bon_status bon_model_set(bon_model *model, bon_slot slot, size_t layer, const vo
     } else {
         for (size_t i = 0; i < rows * cols; i++) at.vector[at.first + i] = element(data, dtype, i);
     }
-    *(bon_slot_of_layer(slot) ? &model->layers[layer].is_set : &model->is_set) |= 1u << slot;
+    *(bon_slot_of_layer(slot) ? &model->layers[layer].is_set : &model->is_set) |= (uint64_t)1 << slot;
     return BON_OK;
 }
 
@@ -291,11 +351,11 @@ bon_status bon_model_get(const bon_model *model, bon_slot slot, size_t layer, fl
 
 bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer)
 {
-    for (int s = 0; s < BON_SLOTS; s++) {
+    for (int s = 0; s < BON_Q_A; s++) {
         const bool of_layer = bon_slot_of_layer((bon_slot)s);
         if (!bon_model_has(model, (bon_slot)s)) continue;
         for (size_t l = 0; l < (of_layer ? model->arch.layers : 1); l++) {
-            const uint32_t is_set = of_layer ? model->layers[l].is_set : model->is_set;
+            const uint64_t is_set = of_layer ? model->layers[l].is_set : model->is_set;
             if (is_set >> s & 1) continue;
             *slot = (bon_slot)s;
             *layer = l;

@@ -26,6 +26,8 @@ typedef enum {
     BON_Q, BON_K, BON_V, BON_O, BON_GATE, BON_UP, BON_DOWN, /* of a layer, from here on */
     BON_Q_BIAS, BON_K_BIAS, BON_V_BIAS, BON_O_BIAS, BON_GATE_BIAS, BON_UP_BIAS, BON_DOWN_BIAS,
     BON_Q_NORM, BON_K_NORM, BON_ATTN_NORM, BON_ATTN_POST_NORM, BON_MLP_NORM, BON_MLP_POST_NORM,
+    BON_Q_A, BON_K_A, BON_V_A, BON_O_A, BON_GATE_A, BON_UP_A, BON_DOWN_A, /* adapters (lora.h) */
+    BON_Q_B, BON_K_B, BON_V_B, BON_O_B, BON_GATE_B, BON_UP_B, BON_DOWN_B,
     BON_SLOTS
 } bon_slot;
 
@@ -61,6 +63,14 @@ BON_MUST_CHECK bon_status bon_model_get(const bon_model *model, bon_slot slot, s
                                         float *out);
 /* true and the first unset slot, or false when the model is complete. */
 bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer);
+
+/* Puts a low-rank adapter beside the product of BON_Q ... BON_DOWN in every layer; the
+ * slots ..._A and ..._B then exist, with A and B zero. Before any workspace of the model
+ * is made, since those hold scratch for it. BON_ERR_DOMAIN: another slot, rank < 1, or
+ * there is one. On an error the model has none. */
+BON_MUST_CHECK bon_status bon_model_add_adapter(bon_model *model, bon_slot slot, size_t rank,
+                                                float scale);
+void bon_model_remove_adapters(bon_model *model);
 
 const bon_arch *bon_model_arch(const bon_model *model);
 bon_dtype bon_model_dtype(const bon_model *model);

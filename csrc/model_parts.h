@@ -6,12 +6,14 @@
 #ifndef BON_MODEL_PARTS_H
 #define BON_MODEL_PARTS_H
 
+#include "lora.h"
 #include "model.h"
 
-/* y = x W^T + b. */
+/* y = x W^T + b, and adapters beside it. */
 typedef struct {
     bon_matrix *weight; /* [outputs, inputs] */
     float *bias;        /* [outputs] or NULL */
+    bon_adapter adapters[BON_ADAPTERS]; /* empty where a slot has none; by slot */
 } bon_linear;
 
 typedef struct {
@@ -22,7 +24,7 @@ typedef struct {
     float *q_norm, *k_norm;            /* [head_dim] or NULL */
     float *attn_norm, *attn_post_norm; /* [hidden]; post: or NULL */
     float *mlp_norm, *mlp_post_norm;
-    uint32_t is_set; /* bit per slot */
+    uint64_t is_set; /* bit per slot */
 } bon_layer;
 
 struct bon_model {
@@ -35,8 +37,9 @@ struct bon_model {
     bon_matrix *embed, *head; /* the same matrix when tied; head: NULL with labels */
     float *score;             /* [labels, hidden] or NULL */
     float *final_norm;
-    uint32_t is_set;
+    uint64_t is_set;
     bon_layer *layers;
+    size_t rank; /* the highest of an adapter; 0: there is none */
 };
 
 /* Where a slot lives: in a matrix or a vector, from output or element `first` on. */
@@ -73,6 +76,11 @@ typedef struct {
     float *out;      /* [hidden] the stream behind the layer; may be x */
 } bon_results;
 
+/* The adapter of a slot BON_Q ... BON_DOWN; perhaps empty. */
+bon_adapter *bon_model_adapter(const bon_model *model, bon_slot slot, size_t layer);
+static inline bool bon_is_adapter_a(bon_slot slot) { return slot >= BON_Q_A && slot <= BON_DOWN_A; }
+static inline bool bon_is_adapter_b(bon_slot slot) { return slot >= BON_Q_B && slot <= BON_DOWN_B; }
+
 /* A batch on its way through the layers. */
 typedef struct {
     const bon_model *model;
@@ -101,6 +109,9 @@ void bon_gate_rows(const bon_arch *a, const float *gate_up, float *to, size_t ld
 void bon_turn_rows(const bon_pass *pass, size_t layer, const float *qkv, float *turned);
 /* cos | sin of a row's angles in a layer, [head_dim]. */
 const float *bon_turns_of(const bon_pass *pass, size_t layer, size_t row);
+
+/* Scratch for adapters; without `gradient`. */
+bon_adapter_scratch bon_work_adapters(const bon_work *work);
 
 /* The workspace's own buffers, as a pass without a backward pass uses them. */
 bon_results bon_work_results(const bon_work *work);

@@ -14,15 +14,18 @@ static PyObject *Learner_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 {
     PyObject *object;
     Py_ssize_t memory;
-    static char *names[] = {"model", "memory", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On:Learner", names, &object, &memory))
+    int adapters = 0;
+    static char *names[] = {"model", "memory", "adapters", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|p:Learner", names, &object, &memory,
+                                     &adapters))
         return NULL;
     bon_model *model = bon_model_of(object);
     if (model == NULL) return NULL;
     if (memory < 1) return PyErr_Format(PyExc_ValueError, "need memory >= 1, got %zd", memory);
     LearnerObject *self = (LearnerObject *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
-    const bon_status status = bon_learner_create(model, (size_t)memory, &self->learner);
+    const bon_status status = bon_learner_create(
+        model, adapters ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL, (size_t)memory, &self->learner);
     if (status != BON_OK) {
         Py_DECREF(self);
         return raise_engine_status(status);
@@ -338,7 +341,8 @@ static PyType_Slot slots[] = {
     {Py_tp_dealloc, Learner_dealloc},
     {Py_tp_methods, methods},
     {Py_tp_getset, properties},
-    {Py_tp_doc, "Learner(model, memory)\n--\n\nGradients of a Model, and AdamW."},
+    {Py_tp_doc, "Learner(model, memory, adapters=False)\n--\n\nGradients of a Model, or of its adapters, "
+                "and AdamW."},
     {0, NULL},
 };
 
