@@ -124,7 +124,7 @@ def available() -> tuple[str, ...]:
     Examples
     --------
     >>> available()
-    ('gsm8k', 'jsonl', 'keywords', 'math')
+    ('countdown', 'gsm8k', 'jsonl', 'keywords', 'math')
     """
     return _lookup.available(__name__)
 
@@ -138,6 +138,7 @@ def get(name: str, **options: Any) -> Task:
         One of `available()`:
         "gsm8k", grade-school problems with whole numbers as answers;
         "math", competition problems compared by math-verify;
+        "countdown", reaching a target from given numbers, made by a seed;
         "keywords", openings that must go on with given words, shipped with the package;
         "jsonl", any file of prompts and answers.
     **options
