@@ -5,38 +5,34 @@ needs must be there with its shape, and none may be left over. Weights stay in t
 nothing is copied here. Knows no engine and no tokenizer.
 """
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._export import INDEX, SINGLE, fingerprint
 from .models import Arch, arch_of, family_of
 from .models._fields import show
 
 if TYPE_CHECKING:
     from ._engine import Weights
 
-__all__ = ["Checkpoint", "read_json"]
+__all__ = ["Checkpoint", "end_tokens", "read_json", "side_files"]
 
 MAX_JSON = 100_000_000  # bytes; published indexes and tokenizers are below 40 MB
 MAX_FILE_NAME = 255  # bytes in every file system of Linux
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What belongs to a model beside its weights; all but config.json may be missing.
+# What may belong to a model beside its weights and config.json.
 SIDE_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates",
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "additional_chat_templates",
 )
 LISTED = 5  # names shown when many tensors are left over
-SAMPLED = 1024  # bytes of the start, middle and end of a tensor in the fingerprint
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,6 +91,29 @@ def _finite(text: str) -> float:
     return value if abs(value) != float("inf") else _no_constant(show(text))
 
 
+def side_files(folder: Path) -> list[Path]:
+    """What a folder has beside the weights and config.json: tokenizer, generation settings."""
+    return [folder / name for name in SIDE_FILES if (folder / name).exists()]
+
+
+def end_tokens(config: dict[str, Any], arch: Arch, where: Path | str) -> tuple[int, ...]:
+    """The ids in `eos_token_id`, an id or a list of ids; may be none.
+
+    Raises
+    ------
+    ValueError
+        They are something else, or outside the vocabulary.
+    """
+    value = config.get("eos_token_id")
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else [value]
+    if any(type(i) is not int or not 0 <= i < arch.vocab for i in ids):
+        raise ValueError(f"{where}: eos_token_id must be an id or a list of ids in "
+                         f"[0, {arch.vocab}), found {show(value)}")
+    return tuple(dict.fromkeys(ids))
+
+
 class Checkpoint:
     """A folder with a model.
 
@@ -107,12 +126,14 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
+    name : str, of the folder.
     config : dict, the content of config.json.
     arch : Arch, what it means (see `bonaware.models`).
     eos_token_ids : tuple of int, from generation_config.json, else config.json; may be empty.
     names : list of str, the tensors' names, sorted.
     dtype : "float32", "float16" or "bfloat16": what config.json says, else what the weights
         have; "float32" where they differ among themselves.
+    side_files : list of Path, what there is beside weights and config.json.
 
     Raises
     ------
@@ -127,6 +148,8 @@ class Checkpoint:
         if not self.path.is_dir():
             kind = NotADirectoryError if self.path.exists() else FileNotFoundError
             raise kind(f"need a folder with config.json and *.safetensors, found no folder {path}")
+        self.name = self.path.name
+        self.side_files = side_files(self.path)
         where = self._file("config.json")
         self.config = read_json(where)
         self.arch: Arch = arch_of(self.config, str(where))
@@ -199,18 +222,11 @@ class Checkpoint:
 
     def _eos_token_ids(self) -> tuple[int, ...]:
         path = self.path / "generation_config.json"
-        value = read_json(path).get("eos_token_id") if path.is_file() else None
-        if value is None:
+        settings = read_json(path) if path.is_file() else {}
+        if settings.get("eos_token_id") is None:
             path = self.path / "config.json"
-            text = self.config.get("text_config")
-            value = self.config.get("eos_token_id", text.get("eos_token_id") if text else None)
-        if value is None:
-            return ()
-        ids = value if isinstance(value, list) else [value]
-        if any(type(i) is not int or not 0 <= i < self.arch.vocab for i in ids):
-            raise ValueError(f"{path}: eos_token_id must be an id or a list of ids in "
-                             f"[0, {self.arch.vocab}), found {show(value)}")
-        return tuple(dict.fromkeys(ids))
+            settings = {**(self.config.get("text_config") or {}), **self.config}
+        return end_tokens(settings, self.arch, path)
 
     def _dtype(self) -> str:
         given = self.config.get("dtype") or self.config.get("torch_dtype")
@@ -293,6 +309,19 @@ class Checkpoint:
         self._check_left_over(set(slots.values()))
         return result
 
+    def weights(self) -> Iterator[tuple[str, int, NDArray[Any]]]:
+        """Slot, layer (0: of the model) and array of every tensor, once all are checked.
+
+        Raises
+        ------
+        ValueError
+            As `tensors`.
+        """
+        for key, (weights, name) in self.tensors().items():
+            *layer, slot = key.removeprefix("layers.").split(".")
+            yield slot, int(layer[0]) if layer else 0, weights.array(name)
+            weights.release(name)
+
     def _check(self, name: str, words: Sequence[str]) -> None:
         must = self.arch.shape(tuple(words))
         sentence = f"tensor {name} must have shape {list(must)} ({', '.join(words)})"
@@ -332,48 +361,14 @@ class Checkpoint:
     def _where(self, name: str) -> str:
         return self._files[name].path
 
-    # -- writing -----------------------------------------------------------------------------
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Copies the model to another folder, whole or not at all.
-
-        Raises
-        ------
-        FileExistsError
-            path is there and is not an empty folder.
-        """
-        target = Path(path)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(f"need a folder that is new or empty to save in, found {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        names = [name for name in SIDE_FILES if (self.path / name).exists()]
-        names += sorted({Path(weights.path).name for weights in self._files.values()})
-        if not (self.path / SINGLE).is_file():
-            names.append(INDEX)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as temporary:
-            copy = Path(temporary, target.name)
-            copy.mkdir()
-            for name in names:
-                if (self.path / name).is_dir():
-                    shutil.copytree(self.path / name, copy / name)
-                else:
-                    shutil.copyfile(self.path / name, copy / name)
-            copy.replace(target)
-
     # -- identity ----------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the configuration, of all names, types and shapes, of the files' sizes, and
-        of the start, middle and end of each tensor's bytes. Not of times or paths."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for name in self.names:
-            data = _bits(self.tensor(name))
-            digest.update(json.dumps([name, self.info(name), data.size]).encode())
-            middle = max(0, data.size // 2 - SAMPLED // 2)
-            for start in (0, middle, max(0, data.size - SAMPLED)):
-                digest.update(data[start:start + SAMPLED].tobytes())
-        return digest.hexdigest()
+        """sha256 of the configuration and of all tensors; see `bonaware._export.fingerprint`.
+        Not of times or paths."""
+        return fingerprint(self.config, (
+            (name, *self.info(name), _bits(self.tensor(name))) for name in self.names))
 
 
 def _bits(array: NDArray[Any]) -> NDArray[np.uint8]:

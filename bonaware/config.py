@@ -1,14 +1,14 @@
 """What this installation computes with: versions, instruction sets, threads, routes."""
 
-import os
 import platform
 import sys
 from types import ModuleType
 from typing import Any
 
 import bonaware
+from bonaware._limits import usable_threads
 
-__all__ = ["describe", "engine", "show_config", "usable_threads"]
+__all__ = ["describe", "engine", "show_config"]
 
 
 def engine() -> ModuleType:
@@ -23,11 +23,6 @@ def engine() -> ModuleType:
             f"the import said: {error}"
         ) from error
     return _engine
-
-
-def usable_threads() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def describe() -> dict[str, Any]:

@@ -1,53 +1,60 @@
-"""LM: a language model on the C engine - load, generate, logits, logp, save.
+"""LM: a language model on the C engine - load, generate, logits, logp, scores, save.
 
 This file turns what people have (text, chats, folders) into what the engine takes (token ids,
 packed weights) and back. It decides how much memory and how many slots a run gets; it knows no
 mathematics and no file formats.
 """
 
+import functools
+import itertools
 import math
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonaware import routes
+from bonaware import _export, data, routes
+from bonaware._fresh import Fresh
+from bonaware._limits import free_memory, usable_threads
 from bonaware._progress import Bar, Progress
 from bonaware.checkpoint import Checkpoint
-from bonaware.config import engine, usable_threads
+from bonaware.config import engine
+from bonaware.models import config_of_text, family_of, pad_token_id
 from bonaware.samples import Request, Sample, Samples, Stats, seed_of
 from bonaware.tokenizer import StopStrings, Tokenizer
 
 __all__ = ["LM"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+Weights = Callable[[str, int], NDArray[np.float32]]
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 # Live samples at most: more rows than this no longer make a matrix product more efficient.
 MAX_SLOTS = 256
 # Share of the free memory that cache and scratch may take when memory= is not given.
 MEMORY_SHARE = 0.5
 # Samples may be numbered up to here: their indices are 64-bit integers.
 MAX_START = 2**62
+NO_TOKENS = np.empty(0, np.int32)
 # Decode steps between two looks at the clock, where nothing else happens.
 STEPS = 64
 
 
 class LM:
-    """A language model that draws many samples per prompt on the CPU.
+    """A language model that draws many samples per prompt on the CPU, or one that scores them.
 
-    Make one with `LM.load`.
+    Make one with `LM.load` or `LM.from_config`.
 
     Attributes
     ----------
     name : str
-        Name of the folder it came from.
+        Name of the folder it came from; of its architecture where it came from none.
     config : dict
         The checkpoint's config.json.
     tokenizer : Tokenizer or None
@@ -56,32 +63,34 @@ class LM:
         As in effect: precision of the weights, threads, bytes for cache and scratch.
     eos_token_ids : tuple of int
         Tokens that end a sample.
+    labels : int
+        Numbers that its score head gives per text; 0 for a model that predicts tokens.
     routes : dict
         Which kernel computes which product; see `bonaware.routes`.
     fingerprint : str
         Identifies weights and precision; stored with runs.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: str, threads: int,
+    def __init__(self, source: Checkpoint | Fresh, *, dtype: str, threads: int,
                  memory: int | None) -> None:
         built = engine()
-        self.checkpoint = checkpoint
-        self.name = checkpoint.path.name
-        self.config = checkpoint.config
-        self.arch = checkpoint.arch
+        self.name = source.name
+        self.config = source.config
+        self.arch = source.arch
         self.dtype = dtype
         self.threads = threads
-        self.eos_token_ids = checkpoint.eos_token_ids
-        self.fingerprint = f"{checkpoint.fingerprint}-{dtype}"
-        tensors = checkpoint.tensors()  # first: a config may ask for more than the files hold
+        self.eos_token_ids = source.eos_token_ids
+        self._side_files = source.side_files
+        self._fingerprint = source.fingerprint
+        weights = source.weights()
+        first = next(weights)  # a config may ask for more than the files hold: checked here
         self._model = built.Model(_engine_arch(self.arch), dtype, threads)
-        for key, (weights, name) in tensors.items():
-            *layer, slot = key.removeprefix("layers.").split(".")
-            self._model.set(slot, int(layer[0]) if layer else 0, weights.array(name))
-            weights.release(name)
+        for slot, layer, values in itertools.chain([first], weights):
+            self._model.set(slot, layer, values)
         self.routes = routes.choose(self._model, built.config(), dtype)
-        self.memory = _default_memory() if memory is None else memory
-        self.tokenizer = Tokenizer.load(checkpoint.path) if _has_tokenizer(checkpoint) else None
+        self.memory = int(free_memory() * MEMORY_SHARE) if memory is None else memory
+        folder = next((f.parent for f in self._side_files if f.name == "tokenizer.json"), None)
+        self.tokenizer = None if folder is None else Tokenizer.load(folder)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], dtype: str = "auto",
@@ -91,15 +100,16 @@ class LM:
         Parameters
         ----------
         path : str or path
-            Folder with config.json and model.safetensors (one file, or several with an index).
-            A tokenizer.json is needed only for text.
+            Folder with config.json and model.safetensors (one file, or several with an index),
+            or the name of an embedded model. A tokenizer.json is needed only for text.
         dtype : {"auto", "float32", "bfloat16"}
             Precision of the matrices; sums are always float32. "auto": as the checkpoint says.
         threads : int, optional
-            1 to 1024. Default: the processors this process may use. Results do not depend on it.
+            1 to 1024. Default: the processors this process may use, in its container.
+            Results do not depend on it.
         memory : int, optional
             Bytes that cache and scratch of a call may take, >= 1. Default: half of what is
-            free now. More samples than fit are drawn in waves.
+            free now, in its container. More samples than fit are drawn in waves.
 
         Raises
         ------
@@ -113,15 +123,67 @@ class LM:
         """
         if dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
-        most = engine().MAX_THREADS
-        threads = min(usable_threads(), most) if threads is None else _count(
-            "threads", threads, most=most)
-        if memory is not None:
-            memory = _count("memory", memory)
-        checkpoint = Checkpoint(path)
+        threads, memory = _threads(threads), _memory(memory)
+        checkpoint = Checkpoint(path if Path(path).exists() else data.embedded(os.fspath(path)))
         if dtype == "auto":
             dtype = checkpoint.dtype if checkpoint.dtype in DTYPES else "float32"
         return cls(checkpoint, dtype=dtype, threads=threads, memory=memory)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | os.PathLike[str],
+                    rng: int | np.random.SeedSequence | np.random.Generator | None = 0, *,
+                    tokenizer: str | os.PathLike[str] | None = None, dtype: str = "float32",
+                    threads: int | None = None, memory: int | None = None) -> "LM":
+        """A model with random weights, to be trained from scratch.
+
+        Parameters
+        ----------
+        config : dict, or path of a config.json
+            As transformers writes them; `architectures` says what to build, and a
+            `...ForSequenceClassification` gets a score head.
+        rng : None, int, SeedSequence or Generator
+            The weights are a function of it and of the configuration. None: fresh randomness.
+        tokenizer : str or path, optional
+            A tokenizer.json or its folder, whose tokenizer and chat template the model gets.
+        dtype : {"float32", "bfloat16"}
+        threads, memory
+            As for `load`.
+
+        Returns
+        -------
+        LM
+            Matrices and embeddings are normal with standard deviation `initializer_range`
+            (0.02), norms change nothing, biases and the row of `pad_token_id` are 0.
+
+        Raises
+        ------
+        OSError
+            config or tokenizer is a path where no such file is.
+        ValueError
+            config describes no architecture that bonaware knows, or the tokenizer has more
+            tokens than it.
+
+        Notes
+        -----
+        **Source:** `PreTrainedModel._init_weights` of transformers 5.23.
+
+        Examples
+        --------
+        >>> lm = LM.from_config({
+        ...     "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16,
+        ...     "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        ... }, rng=0, threads=1)
+        >>> lm.num_parameters, lm.logits([1, 2, 3]).shape
+        (3248, (3, 32))
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+        threads, memory = _threads(threads), _memory(memory)
+        lm = cls(Fresh(config, rng, tokenizer, dtype), dtype=dtype, threads=threads, memory=memory)
+        if lm.tokenizer is not None and lm.tokenizer.vocab_size > lm.arch.vocab:
+            raise ValueError(f"vocab_size must be at least the {lm.tokenizer.vocab_size} tokens of "
+                             f"the tokenizer, found {lm.arch.vocab}")
+        return lm
 
     def __repr__(self) -> str:
         size = self.num_parameters
@@ -139,6 +201,24 @@ class LM:
         """Tokens of prompt and completion together, at most."""
         return self.arch.max_positions
 
+    @property
+    def labels(self) -> int:
+        """Numbers that the score head gives per text; 0: no such head."""
+        return self.arch.labels
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies weights and precision: that of the folder as loaded or as `save` writes it."""
+        if self._fingerprint is None:
+            self._fingerprint = _export.fingerprint(self._config(self.dtype), (
+                (t.name, t.stored, t.shape, t.data())
+                for t in sorted(self._tensors(None, None), key=lambda tensor: tensor.name)))
+        return f"{self._fingerprint}-{self.dtype}"
+
+    def weights_changed(self) -> None:
+        """To be called by who changed weights inside the engine: the fingerprint is another."""
+        self._fingerprint = None
+
     def settings(self) -> dict[str, Any]:
         """What identifies the model and how it is computed; stored with every run."""
         return {
@@ -146,20 +226,68 @@ class LM:
             "threads": self.threads, "isa": engine().config()["isa"], "routes": self.routes,
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder that `LM.load` and transformers' AutoModelForCausalLM open.
+    def save(self, path: str | os.PathLike[str], dtype: str | None = None, *,
+             weights: Weights | None = None) -> None:
+        """Write a folder that `LM.load` and transformers' AutoModel classes open.
 
         Parameters
         ----------
         path : str or path
-            A folder that does not exist yet, or is empty.
+            A folder that does not exist yet, or is empty. It appears whole or not at all.
+        dtype : {"float32", "bfloat16"}, optional
+            Of the stored weights. Default: as the engine holds them, so that nothing is lost:
+            in a bfloat16 model, norms and biases that bfloat16 cannot hold stay float32.
+        weights : callable, optional
+            weights(slot, layer) -> float32, used in place of the engine's weights, such as
+            the float32 masters of a bfloat16 model in training; dtype is then float32 unless
+            it is given.
 
         Raises
         ------
         FileExistsError
             The folder holds files.
+        OSError
+            A file cannot be written, or a file of the tokenizer is no longer where it was.
+        ValueError
+            dtype is something else.
         """
-        self.checkpoint.save(path)
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be None, 'float32' or 'bfloat16', got {dtype!r}")
+        stored = dtype or (self.dtype if weights is None else "float32")
+        with _export.new_folder(path) as folder:
+            _export.write_weights(folder, self._tensors(stored if weights else dtype, weights))
+            _export.write_json(folder / "config.json", self._config(stored))
+            if settings := self._generation_config():
+                _export.write_json(folder / "generation_config.json", settings)
+            _export.copy(self._side_files, folder)
+
+    def _config(self, dtype: str) -> dict[str, Any]:
+        """config.json of the model as it is: of a multimodal one, of its text part."""
+        config = config_of_text(self.config)
+        named = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+        return {name: value for name, value in config.items() if name != "torch_dtype"} | {
+            named: dtype}
+
+    def _generation_config(self) -> dict[str, Any]:
+        """The end token and its like, where no generation_config.json was loaded."""
+        if self.labels or any(f.name == "generation_config.json" for f in self._side_files):
+            return {}
+        config = config_of_text(self.config)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {name: config[name] for name in names if config.get(name) is not None}
+
+    def _tensors(self, dtype: str | None, weights: Weights | None) -> list[_export.Tensor]:
+        """Every tensor as `save` writes it."""
+        names, read = family_of(self.config).NAMES, weights or self._model.get
+        tensors = []
+        for slot, layer, words in self.arch.slots():
+            shape, get = self.arch.shape(words), functools.partial(read, slot, layer or 0)
+            stored = DTYPES[dtype or self.dtype]
+            held_as_float32 = len(shape) == 1 or slot == "score"  # as csrc/model.h says
+            if dtype is None and held_as_float32 and not _export.fits_bfloat16(get()):
+                stored = "F32"
+            tensors.append(_export.Tensor(names[slot].format(i=layer), stored, shape, get))
+        return tensors
 
     # -- text and tokens -----------------------------------------------------
 
@@ -185,8 +313,7 @@ class LM:
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(
-                f"{what} needs a tokenizer, but {self.checkpoint.path} has no tokenizer.json: "
-                "pass token ids"
+                f"{what} needs a tokenizer, but {self.name} has no tokenizer.json: pass token ids"
             )
         return self.tokenizer
 
@@ -208,9 +335,15 @@ class LM:
         Raises
         ------
         ValueError
-            Too many tokens, none, or an id outside the vocabulary.
+            Too many tokens, none, or an id outside the vocabulary; or the model has a score
+            head.
+        MemoryError
+            Cache, scratch and logits are larger than `memory`.
         """
-        return self._model.logits(_as_ids(tokens, "tokens"))
+        self._need_logits("logits")
+        tokens = _as_ids(tokens, "tokens")
+        self._need_memory("logits", len(tokens), [], 4 * len(tokens) * self.arch.vocab)
+        return self._model.logits(tokens)
 
     def logp(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
              temperature: float = 1.0) -> list[list[NDArray[np.float32]]]:
@@ -233,25 +366,88 @@ class LM:
         Raises
         ------
         ValueError
-            prompts and completions differ in number, temperature <= 0, or a text is too long.
+            prompts and completions differ in number, temperature <= 0, a text is too long, or
+            the model has a score head.
+        MemoryError
+            `memory` does not hold a prompt and what goes with it.
         """
+        self._need_logits("logp")
+        _temperature(temperature)
+        return [
+            self._of_completions(self._logp_of_prompt, "logp", prompt, texts, temperature)
+            for prompt, texts in self._pairs(prompts, completions)
+        ]
+
+    def scores(self, prompts: Sequence[Prompt],
+               completions: Sequence[Sequence[Any]]) -> list[NDArray[np.float32]]:
+        """Scores of completions by a model with a score head, such as a reward model.
+
+        Parameters
+        ----------
+        prompts : sequence of P prompts
+            As for `generate`.
+        completions : P sequences of completions
+            Each a str (encoded without special tokens) or a sequence of ids. One without
+            tokens has the score of its prompt.
+
+        Returns
+        -------
+        list [P] of float32 arrays [count], or [count, labels] where there are more labels than 1
+            What the head gives behind the last token of prompt + completion; as in
+            transformers, ids at its end that are the config's `pad_token_id` do not count.
+            A prompt runs once for all of its completions.
+
+        Raises
+        ------
+        ValueError
+            prompts and completions differ in number, a text is too long, or the model has no
+            score head.
+        MemoryError
+            `memory` does not hold a prompt and what goes with it.
+        """
+        if not self.labels:
+            raise ValueError(
+                f"scores need a model with a score head, but {self.name} is a "
+                f"{self.config['architectures'][0]}: use logp, or a "
+                "...ForSequenceClassification")
+        return [
+            self._of_completions(self._scores_of_prompt, "scores", prompt, texts)
+            for prompt, texts in self._pairs(prompts, completions)
+        ]
+
+    def _need_logits(self, what: str) -> None:
+        if self.labels:
+            raise ValueError(
+                f"{what} needs a model that predicts tokens, but {self.name} is a "
+                f"{self.config['architectures'][0]}, which gives scores: use lm.scores")
+
+    def _need_memory(self, what: str, length: int, lengths: Sequence[int], result: int = 0) -> None:
+        """Refuse texts whose cache and scratch would not fit: a prompt and completions."""
+        needed = result + self._model.score_bytes(length, np.array(lengths, np.uintp))
+        if needed > self.memory:
+            raise MemoryError(
+                f"{what} of a text of {length + max(lengths, default=0)} tokens needs "
+                f"{_megabytes(needed)}, but memory={self.memory} allows "
+                f"{_megabytes(self.memory)}: give LM.load more memory or pass less text at once")
+
+    def _pairs(self, prompts: Any, completions: Any) -> Iterator[tuple[Prompt, Any]]:
+        """Prompts with their completions."""
         prompts = _one_per_prompt(prompts)
         if any(isinstance(texts, str) for texts in completions):
             raise TypeError("completions must hold a list of completions per prompt, found a str")
-        with np.errstate(over="ignore"):
-            used = _floats("temperature", temperature).astype(np.float32)
-        if used.ndim or not (np.isfinite(used) and used > 0):
-            raise ValueError(f"need one finite temperature > 0, got {temperature}")
         if len(prompts) != len(completions):
             raise ValueError(
                 f"need one list of completions per prompt, got {len(prompts)} prompts and "
                 f"{len(completions)} lists"
             )
-        return [
-            self._logp_of_prompt(self.encode(prompt), [self._completion(c) for c in texts],
-                                 temperature)
-            for prompt, texts in zip(prompts, completions, strict=True)
-        ]
+        return zip(prompts, completions, strict=True)
+
+    def _of_completions(self, compute: Callable[..., Any], what: str, prompt: Prompt,
+                        completions: Sequence[Any], *more: Any) -> Any:
+        """compute(prompt's ids, completions' ids), once memory is seen to do."""
+        ids, texts = self.encode(prompt), [self._completion(c) for c in completions]
+        self._need_memory(what, len(ids), [len(text) for text in texts])
+        return compute(ids, texts, *more)
 
     def _completion(self, completion: Any) -> NDArray[np.int32]:
         if isinstance(completion, str):
@@ -266,6 +462,67 @@ class LM:
         lengths = np.array([len(text) for text in texts], np.uintp)
         flat = self._model.logp(prompt, np.concatenate(texts), lengths, temperature)
         return np.split(flat, np.cumsum(lengths[:-1]).astype(np.intp))
+
+    def _scores_of_prompt(self, prompt: NDArray[np.int32],
+                          texts: list[NDArray[np.int32]]) -> NDArray[np.float32]:
+        pad = pad_token_id(self.config)
+        kept = [text[: 1 + np.flatnonzero(text != pad).max(initial=-1)] for text in texts]
+        lengths = np.array([len(text) for text in kept], np.uintp)
+        flat = np.concatenate([NO_TOKENS, *kept])
+        scores = self._model.score(prompt, flat, lengths)
+        return scores[:, 0] if self.labels == 1 else scores
+
+    def gradients(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
+                  weights: ArrayLike, temperature: float = 1.0) -> dict[str, NDArray[np.float32]]:
+        """Gradient of sum w[p, i] log pi(completions[p][i] | prompts[p]) in every weight.
+
+        Parameters
+        ----------
+        prompts, completions, temperature
+            As for `logp`.
+        weights : float, shape [P, n], or P sequences of one number per completion
+
+        Returns
+        -------
+        dict of float32 arrays
+            With the keys and shapes of torch's `named_parameters()`. Tied weights stand once,
+            under the embedding's name.
+
+        Raises
+        ------
+        ValueError
+            As for `logp`; or the weights do not match the completions, or are not finite.
+        MemoryError
+            `memory` does not hold a prompt with its completions.
+
+        Examples
+        --------
+        >>> lm = LM.from_config({
+        ...     "architectures": ["LlamaForCausalLM"], "vocab_size": 32, "hidden_size": 16,
+        ...     "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        ... }, rng=0, threads=1)
+        >>> gradients = lm.gradients([[1, 2]], [[[3, 4], [5]]], weights=[[1.0, -1.0]])
+        >>> gradients["model.norm.weight"].shape
+        (16,)
+        """
+        from bonaware._learner import Learner
+
+        self._need_logits("gradients")
+        used = _temperature(temperature)
+        ids = [(self.encode(prompt), [self._completion(text) for text in texts])
+               for prompt, texts in self._pairs(prompts, completions)]
+        rows = [_floats("weights", row) for row in weights]
+        if [len(row) for row in rows] != [len(texts) for _, texts in ids]:
+            raise ValueError("weights must have one number per completion, "
+                             f"{[len(texts) for _, texts in ids]} for these prompts, got "
+                             f"{[len(row) for row in rows]}")
+        kept = [[i for i, text in enumerate(texts) if len(text)] for _, texts in ids]
+        learner = Learner(self)
+        learner.accumulate(
+            [prompt for prompt, _ in ids],
+            [[texts[i] for i in own] for (_, texts), own in zip(ids, kept, strict=True)],
+            [row[own] for row, own in zip(rows, kept, strict=True)], used)
+        return learner.gradients()
 
     # -- drawing -------------------------------------------------------------
 
@@ -374,6 +631,7 @@ class Drawing(Iterator[Sample]):
     def __init__(self, lm: LM, requests: Sequence[Request], *, temperature: float | ArrayLike,
                  top_k: int | None, top_p: float | None, min_p: float | None,
                  max_new_tokens: int, stop_strings: Sequence[str], rng: Any) -> None:
+        lm._need_logits("drawing")
         self.lm = lm
         self.requests = list(requests)
         self.settings = {
@@ -530,21 +788,17 @@ def _engine_arch(arch: Any) -> dict[str, Any]:
     }
 
 
-def _has_tokenizer(checkpoint: Checkpoint) -> bool:
-    return (Path(checkpoint.path) / "tokenizer.json").is_file()
-
-
-def _default_memory() -> int:
-    """A share of what is free; the page cache counts as free."""
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(int(line.split()[1]) * 1024 * MEMORY_SHARE)
-    return 1 << 30
-
-
 def _megabytes(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"
+
+
+def _threads(threads: int | None) -> int:
+    most = engine().MAX_THREADS
+    return min(usable_threads(), most) if threads is None else _count("threads", threads, most=most)
+
+
+def _memory(memory: int | None) -> int | None:
+    return None if memory is None else _count("memory", memory)
 
 
 def _count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
@@ -632,6 +886,15 @@ def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[n
             "use n=1 or a temperature above 0"
         )
     return values
+
+
+def _temperature(value: float) -> float:
+    """One temperature at which log-probabilities exist."""
+    with np.errstate(over="ignore"):
+        used = _floats("temperature", value).astype(np.float32)
+    if used.ndim or not (np.isfinite(used) and used > 0):
+        raise ValueError(f"need one finite temperature > 0, got {value}")
+    return float(used)
 
 
 def _strings(name: str, value: Any) -> list[str]:

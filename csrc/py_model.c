@@ -1,4 +1,4 @@
-/* py_model.c - the type bonaware._engine.Model: packed weights, logits, logp. */
+/* py_model.c - the type bonaware._engine.Model: packed weights, logits, logp, scores. */
 #include "py_engine.h"
 
 #include "score.h"
@@ -185,7 +185,7 @@ static void Model_dealloc(ModelObject *self)
 
 /* -- weights --------------------------------------------------------------- */
 
-static int find_slot(const char *name, bon_slot *slot)
+int bon_find_slot(const char *name, bon_slot *slot)
 {
     for (int s = 0; s < BON_SLOTS; s++) {
         if (strcmp(name, bon_slot_name((bon_slot)s)) != 0) continue;
@@ -194,6 +194,21 @@ static int find_slot(const char *name, bon_slot *slot)
     }
     PyErr_Format(PyExc_ValueError, "no slot is named %s", name);
     return -1;
+}
+
+/* The slot (name, layer), with its shape; or -1 with ValueError set. */
+static int slot_at(ModelObject *self, const char *name, Py_ssize_t layer, bon_slot *slot,
+                   size_t *rows, size_t *cols)
+{
+    if (bon_find_slot(name, slot) < 0) return -1;
+    const size_t layers = bon_slot_of_layer(*slot) ? bon_model_arch(self->model)->layers : 1;
+    if (!bon_model_has(self->model, *slot) || layer < 0 || (size_t)layer >= layers) {
+        PyErr_Format(PyExc_ValueError, "this architecture has no slot %s in layer %zd", name,
+                     layer);
+        return -1;
+    }
+    bon_model_shape(self->model, *slot, rows, cols);
+    return 0;
 }
 
 /* The core's name for an array's elements; uint16 holds bfloat16. */
@@ -221,15 +236,10 @@ static PyObject *Model_set(ModelObject *self, PyObject *args)
     PyArrayObject *array;
     bon_slot slot;
     bon_dtype dtype;
-    if (!PyArg_ParseTuple(args, "snO!:set", &name, &layer, &PyArray_Type, &array)
-        || find_slot(name, &slot) < 0 || source_dtype(array, &dtype) < 0)
-        return NULL;
-    const size_t layers = bon_slot_of_layer(slot) ? bon_model_arch(self->model)->layers : 1;
-    if (!bon_model_has(self->model, slot) || layer < 0 || (size_t)layer >= layers)
-        return PyErr_Format(PyExc_ValueError, "this architecture has no slot %s in layer %zd",
-                            name, layer);
     size_t rows, cols;
-    bon_model_shape(self->model, slot, &rows, &cols);
+    if (!PyArg_ParseTuple(args, "snO!:set", &name, &layer, &PyArray_Type, &array)
+        || slot_at(self, name, layer, &slot, &rows, &cols) < 0 || source_dtype(array, &dtype) < 0)
+        return NULL;
     const int ndim = PyArray_NDIM(array);
     /* Alignment is not asked for: a file may place a tensor anywhere. */
     if (!PyArray_IS_C_CONTIGUOUS(array) || PyArray_ISBYTESWAPPED(array) || ndim < 1 || ndim > 2
@@ -247,6 +257,31 @@ static PyObject *Model_set(ModelObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(Model_get_doc,
+"get($self, slot, layer, /)\n--\n\n"
+"The tensor of a slot, unpacked: float32 [rows, cols], or [rows] for a vector.");
+
+static PyObject *Model_get(ModelObject *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t layer;
+    bon_slot slot;
+    size_t rows, cols;
+    if (!PyArg_ParseTuple(args, "sn:get", &name, &layer)
+        || slot_at(self, name, layer, &slot, &rows, &cols) < 0)
+        return NULL;
+    npy_intp shape[2] = {(npy_intp)rows, (npy_intp)cols};
+    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(cols == 1 ? 1 : 2, shape, NPY_FLOAT);
+    if (out == NULL) return NULL;
+    bon_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bon_model_get(self->model, slot, (size_t)layer, PyArray_DATA(out));
+    Py_END_ALLOW_THREADS
+    if (status == BON_OK) return (PyObject *)out;
+    Py_DECREF(out);
+    return raise_engine_status(status);
+}
+
 PyDoc_STRVAR(Model_missing_doc,
 "missing($self, /)\n--\n\n"
 "(slot, layer) of the first slot that was not set, or None.");
@@ -257,6 +292,39 @@ static PyObject *Model_missing(ModelObject *self, PyObject *Py_UNUSED(args))
     size_t layer;
     if (!bon_model_missing(self->model, &slot, &layer)) Py_RETURN_NONE;
     return Py_BuildValue("sn", bon_slot_name(slot), (Py_ssize_t)layer);
+}
+
+/* -- adapters -------------------------------------------------------------- */
+
+PyDoc_STRVAR(Model_add_adapter_doc,
+"add_adapter($self, slot, rank, scale, /)\n--\n\n"
+"Puts a zero adapter of low rank beside a product, in every layer.");
+
+static PyObject *Model_add_adapter(ModelObject *self, PyObject *args)
+{
+    const char *name;
+    Py_ssize_t rank;
+    float scale;
+    bon_slot slot;
+    if (!PyArg_ParseTuple(args, "snf:add_adapter", &name, &rank, &scale)
+        || bon_find_slot(name, &slot) < 0)
+        return NULL;
+    const bon_status status =
+        rank < 1 ? BON_ERR_DOMAIN : bon_model_add_adapter(self->model, slot, (size_t)rank, scale);
+    if (status == BON_ERR_DOMAIN)
+        return PyErr_Format(PyExc_ValueError,
+                            "need rank >= 1 and a slot of q, k, v, o, gate, up, down without an "
+                            "adapter, got %s and rank %zd", name, rank);
+    if (status != BON_OK) return raise_engine_status(status);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Model_remove_adapters_doc, "remove_adapters($self, /)\n--\n\nRemoves them all.");
+
+static PyObject *Model_remove_adapters(ModelObject *self, PyObject *Py_UNUSED(args))
+{
+    bon_model_remove_adapters(self->model);
+    Py_RETURN_NONE;
 }
 
 /* -- routes ---------------------------------------------------------------- */
@@ -354,7 +422,58 @@ static PyObject *Model_measure(ModelObject *self, PyObject *args)
     return status == BON_OK ? PyFloat_FromDouble(seconds) : raise_engine_status(status);
 }
 
-/* -- logits and logp ------------------------------------------------------- */
+/* -- logits, logp and scores ----------------------------------------------- */
+
+/* True where the model has the head that a call needs; else ValueError. */
+static bool has_head(ModelObject *self, bool of_scores)
+{
+    if ((bon_model_arch(self->model)->labels > 0) == of_scores) return true;
+    PyErr_SetString(PyExc_ValueError, of_scores ? "scores need a model with a score head"
+                                                : "logits need a model without a score head");
+    return false;
+}
+
+/* A prompt and its completions, one behind the other; borrowed. */
+typedef struct {
+    const int32_t *prompt, *completions;
+    const size_t *lengths;
+    size_t prompt_len, total, count;
+} texts;
+
+/* 0, or -1 with an exception set. */
+static int get_texts(PyObject *const objects[3], texts *t)
+{
+    PyArrayObject *prompt = as_array(objects[0], NPY_INT32, 1, "prompt");
+    PyArrayObject *tokens = prompt ? as_array(objects[1], NPY_INT32, 1, "completions") : NULL;
+    PyArrayObject *lengths = tokens ? as_array(objects[2], NPY_UINTP, 1, "lengths") : NULL;
+    if (lengths == NULL) return -1;
+    *t = (texts){PyArray_DATA(prompt), PyArray_DATA(tokens), PyArray_DATA(lengths),
+                 (size_t)PyArray_DIM(prompt, 0), (size_t)PyArray_DIM(tokens, 0),
+                 (size_t)PyArray_DIM(lengths, 0)};
+    size_t left = t->total, i = 0;
+    for (; i < t->count && t->lengths[i] <= left; i++) left -= t->lengths[i];
+    if (i == t->count && left == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "lengths must add up to the %zu tokens of completions",
+                 t->total);
+    return -1;
+}
+
+/* Sets the exception of a call with texts and returns NULL. `needs`: what the call
+ * needs beside texts of at most `most` tokens. */
+static PyObject *raise_text_status(ModelObject *self, bon_status status, const texts *t,
+                                   size_t bad, const char *needs, size_t most)
+{
+    if (status != BON_ERR_DOMAIN) return raise_engine_status(status);
+    if (bad == SIZE_MAX)
+        return PyErr_Format(PyExc_ValueError,
+                            "need %sa prompt of at least one token and prompt + completion of at "
+                            "most %zu tokens, got a prompt of %zu",
+                            needs, most, t->prompt_len);
+    return PyErr_Format(PyExc_ValueError,
+                        "token ids must lie in [0, %zu), but token %zu of prompt and "
+                        "completions does not",
+                        bon_model_arch(self->model)->vocab, bad);
+}
 
 PyDoc_STRVAR(Model_logits_doc,
 "logits($self, tokens, /)\n--\n\n"
@@ -363,7 +482,7 @@ PyDoc_STRVAR(Model_logits_doc,
 static PyObject *Model_logits(ModelObject *self, PyObject *arg)
 {
     PyArrayObject *tokens = as_array(arg, NPY_INT32, 1, "tokens");
-    if (tokens == NULL) return NULL;
+    if (tokens == NULL || !has_head(self, false)) return NULL;
     const bon_arch *arch = bon_model_arch(self->model);
     const size_t len = (size_t)PyArray_DIM(tokens, 0);
     npy_intp shape[2] = {(npy_intp)len, (npy_intp)arch->vocab};
@@ -396,49 +515,54 @@ static PyObject *Model_logp(ModelObject *self, PyObject *args)
 {
     PyObject *objects[3];
     float temperature;
+    texts t;
     if (!PyArg_ParseTuple(args, "OOOf:logp", &objects[0], &objects[1], &objects[2],
-                          &temperature))
+                          &temperature)
+        || get_texts(objects, &t) < 0 || !has_head(self, false))
         return NULL;
-    PyArrayObject *prompt = as_array(objects[0], NPY_INT32, 1, "prompt");
-    PyArrayObject *tokens = prompt ? as_array(objects[1], NPY_INT32, 1, "completions") : NULL;
-    PyArrayObject *lengths = tokens ? as_array(objects[2], NPY_UINTP, 1, "lengths") : NULL;
-    if (lengths == NULL) return NULL;
-    size_t total = 0;
-    for (npy_intp i = 0; i < PyArray_DIM(lengths, 0); i++) {
-        const size_t length = ((const size_t *)PyArray_DATA(lengths))[i];
-        if (length > (size_t)PyArray_DIM(tokens, 0) - total) total = SIZE_MAX;
-        if (total == SIZE_MAX) break;
-        total += length;
-    }
-    if (total != (size_t)PyArray_DIM(tokens, 0))
-        return PyErr_Format(PyExc_ValueError, "lengths must add up to the %zd tokens of "
-                                              "completions", PyArray_DIM(tokens, 0));
-    npy_intp shape = (npy_intp)total;
+    npy_intp shape = (npy_intp)t.total;
     PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(1, &shape, NPY_FLOAT);
     if (out == NULL) return NULL;
     size_t bad;
     py_poll poll;
     py_poll_begin(&poll);
-    const bon_status status = bon_score_logp(
-        self->model, PyArray_DATA(prompt), (size_t)PyArray_DIM(prompt, 0), PyArray_DATA(tokens),
-        PyArray_DATA(lengths), (size_t)PyArray_DIM(lengths, 0), temperature, &poll.poll,
-        PyArray_DATA(out), &bad);
+    const bon_status status =
+        bon_score_logp(self->model, t.prompt, t.prompt_len, t.completions, t.lengths, t.count,
+                       temperature, &poll.poll, PyArray_DATA(out), &bad);
     py_poll_end(&poll);
     if (status == BON_OK) return (PyObject *)out;
     Py_DECREF(out);
+    /* the last token is predicted, not read: it may stand behind the context */
+    return raise_text_status(self, status, &t, bad, "a finite temperature > 0, ",
+                             bon_model_arch(self->model)->max_positions + 1);
+}
+
+PyDoc_STRVAR(Model_score_doc,
+"score($self, prompt, completions, lengths, /)\n--\n\n"
+"Scores behind the last token of completions (int32, one behind the other;\n"
+"lengths uintp) of one prompt (int32). Returns float32 [count, labels].");
+
+static PyObject *Model_score(ModelObject *self, PyObject *args)
+{
+    PyObject *objects[3];
+    texts t;
+    if (!PyArg_ParseTuple(args, "OOO:score", &objects[0], &objects[1], &objects[2])
+        || get_texts(objects, &t) < 0 || !has_head(self, true))
+        return NULL;
     const bon_arch *arch = bon_model_arch(self->model);
-    if (status == BON_ERR_DOMAIN && bad == SIZE_MAX)
-        return PyErr_Format(PyExc_ValueError,
-                            "need a finite temperature > 0, a prompt of at least one token and "
-                            "prompt + completion of at most %zu tokens (the model's context and "
-                            "one), got a prompt of %zd",
-                            arch->max_positions + 1, PyArray_DIM(prompt, 0));
-    if (status == BON_ERR_DOMAIN)
-        return PyErr_Format(PyExc_ValueError,
-                            "token ids must lie in [0, %zu), but token %zu of prompt and "
-                            "completions does not",
-                            arch->vocab, bad);
-    return raise_engine_status(status);
+    npy_intp shape[2] = {(npy_intp)t.count, (npy_intp)arch->labels};
+    PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT);
+    if (out == NULL) return NULL;
+    size_t bad;
+    py_poll poll;
+    py_poll_begin(&poll);
+    const bon_status status =
+        bon_score_values(self->model, t.prompt, t.prompt_len, t.completions, t.lengths, t.count,
+                         &poll.poll, PyArray_DATA(out), &bad);
+    py_poll_end(&poll);
+    if (status == BON_OK) return (PyObject *)out;
+    Py_DECREF(out);
+    return raise_text_status(self, status, &t, bad, "", arch->max_positions);
 }
 
 /* -- sizes ----------------------------------------------------------------- */
@@ -456,6 +580,23 @@ static PyObject *Model_scratch_bytes(ModelObject *self, PyObject *args)
         bon_session_scratch_bytes(self->model, (size_t)slots, (size_t)context));
 }
 
+PyDoc_STRVAR(Model_score_bytes_doc,
+"score_bytes($self, prompt_len, lengths, /)\n--\n\n"
+"Bytes of cache and scratch that logits, logp and score need for a prompt of\n"
+"prompt_len tokens and completions of these lengths (uintp).");
+
+static PyObject *Model_score_bytes(ModelObject *self, PyObject *args)
+{
+    Py_ssize_t prompt_len;
+    PyObject *object;
+    if (!PyArg_ParseTuple(args, "nO:score_bytes", &prompt_len, &object)) return NULL;
+    PyArrayObject *lengths = as_array(object, NPY_UINTP, 1, "lengths");
+    if (lengths == NULL) return NULL;
+    return PyLong_FromSize_t(bon_score_bytes(self->model, (size_t)prompt_len,
+                                             PyArray_DATA(lengths),
+                                             (size_t)PyArray_DIM(lengths, 0)));
+}
+
 static PyObject *Model_bytes(ModelObject *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromSize_t(bon_model_bytes(self->model));
@@ -469,12 +610,18 @@ static PyObject *Model_block_bytes(ModelObject *self, void *Py_UNUSED(closure))
 
 static PyMethodDef Model_methods[] = {
     {"set", (PyCFunction)Model_set, METH_VARARGS, Model_set_doc},
+    {"get", (PyCFunction)Model_get, METH_VARARGS, Model_get_doc},
+    {"add_adapter", (PyCFunction)Model_add_adapter, METH_VARARGS, Model_add_adapter_doc},
+    {"remove_adapters", (PyCFunction)Model_remove_adapters, METH_NOARGS,
+     Model_remove_adapters_doc},
     {"missing", (PyCFunction)Model_missing, METH_NOARGS, Model_missing_doc},
     {"matrices", (PyCFunction)Model_matrices, METH_NOARGS, Model_matrices_doc},
     {"set_route", (PyCFunction)Model_set_route, METH_VARARGS, Model_set_route_doc},
     {"measure", (PyCFunction)Model_measure, METH_VARARGS, Model_measure_doc},
     {"logits", (PyCFunction)Model_logits, METH_O, Model_logits_doc},
     {"logp", (PyCFunction)Model_logp, METH_VARARGS, Model_logp_doc},
+    {"score", (PyCFunction)Model_score, METH_VARARGS, Model_score_doc},
+    {"score_bytes", (PyCFunction)Model_score_bytes, METH_VARARGS, Model_score_bytes_doc},
     {"scratch_bytes", (PyCFunction)Model_scratch_bytes, METH_VARARGS, Model_scratch_bytes_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -1,4 +1,4 @@
-/* score.c - logits and log-probabilities of given texts.
+/* score.c - logits, log-probabilities and scores of given texts.
  *
  * Completions are packed into batches of up to BON_CHUNK rows behind their shared
  * prompt; one that is longer goes through in chunks. Logits exist only for
@@ -36,7 +36,7 @@ bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_
 {
     const bon_arch *a = bon_model_arch(model);
     *bad = len;
-    if (len < 1 || len > a->max_positions) return BON_ERR_DOMAIN;
+    if (a->labels > 0 || len < 1 || len > a->max_positions) return BON_ERR_DOMAIN;
     *bad = 0;
     if (!tokens_are_known(model, tokens, len, bad)) return BON_ERR_DOMAIN;
 
@@ -64,124 +64,240 @@ bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_
 
 /* -- completions ----------------------------------------------------------- */
 
-/* One call's tools. */
+/* One call's texts and tools. */
 typedef struct {
     const bon_model *model;
-    bon_work *work;
-    bon_cache *cache;
+    const int32_t *prompt, *completions;
+    size_t prompt_len;
+    const size_t *lengths;
+    size_t count;
+    size_t unread; /* tokens at the end of a completion that are not fed: 1 where they
+                      are only predicted, 0 where the score stands behind them */
     const bon_poll *poll;
     int threads;
-    float temperature;
-    float *logits; /* [LOGIT_ROWS, vocab] */
+    bon_work *work;
+    bon_cache *cache;
+    bon_seq seq; /* the prompt's */
 } scorer;
 
-/* logp of targets[i] behind row i of hidden. */
-static bon_status read_targets(const scorer *s, const float *hidden, const int32_t *targets,
-                               size_t rows, float *logp)
+/* Rows that completion c feeds. */
+static size_t rows_of(const scorer *s, size_t c)
 {
-    const bon_arch *a = bon_model_arch(s->model);
-    bon_status status = BON_OK;
-    for (size_t at = 0; at < rows && status == BON_OK; at += LOGIT_ROWS) {
-        const size_t count = min_size(LOGIT_ROWS, rows - at);
-        if (bon_should_stop(s->poll)) return BON_ERR_INTERRUPTED;
-        status = bon_model_logits(s->model, BON_PREFILL, hidden + at * a->hidden, count,
-                                  s->logits, s->threads);
-        for (size_t i = at; i < at + count && status == BON_OK; i++)
-            status = bon_log_softmax_at(s->logits + (i - at) * a->vocab, a->vocab,
-                                        s->temperature, &targets[i], 1, &logp[i]);
-    }
-    return status;
+    return s->lengths[c] > s->unread ? s->lengths[c] - s->unread : 0;
 }
 
-/* Rows that a completion feeds: all but its last token predict all but its first. */
-static size_t rows_of(size_t length) { return length > 1 ? length - 1 : 0; }
-
-/* One completion of any length, in chunks. */
-static bon_status score_long(const scorer *s, const bon_seq *prompt, const int32_t *tokens,
-                             size_t length, float *logp)
-{
-    bon_seq own = {0};
-    bon_status status = bon_seq_reserve(s->cache, &own, rows_of(length));
-    for (size_t at = 0; at < rows_of(length) && status == BON_OK; at += BON_CHUNK) {
-        const bon_run run = {prompt, &own, 0, min_size(rows_of(length) - at, BON_CHUNK)};
-        const float *hidden;
-        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, tokens + at, &run, 1,
-                                   s->poll, &hidden);
-        if (status == BON_OK)
-            status = read_targets(s, hidden, tokens + at + 1, run.rows, logp + at + 1);
-    }
-    bon_seq_free(s->cache, &own);
-    return status;
-}
-
-/* Several completions whose rows fit into one batch. */
-static bon_status score_batch(const scorer *s, const bon_seq *prompt, const int32_t *tokens,
-                              const size_t *lengths, size_t count, float *logp)
-{
-    bon_run runs[BON_CHUNK];
-    bon_seq own[BON_CHUNK] = {{0}};
-    int32_t batch[BON_CHUNK], targets[BON_CHUNK];
-    float read[BON_CHUNK];
-    size_t n_runs = 0, rows = 0;
-    bon_status status = BON_OK;
-    for (size_t c = 0, at = 0; c < count && status == BON_OK; at += lengths[c++]) {
-        const size_t take = rows_of(lengths[c]);
-        if (take == 0) continue;
-        status = bon_seq_reserve(s->cache, &own[n_runs], take);
-        runs[n_runs] = (bon_run){prompt, &own[n_runs], rows, take};
-        n_runs++;
-        memcpy(batch + rows, tokens + at, take * sizeof *batch);
-        memcpy(targets + rows, tokens + at + 1, take * sizeof *targets);
-        rows += take;
-    }
-    const float *hidden;
-    if (status == BON_OK && rows > 0)
-        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, batch, runs, n_runs,
-                                   s->poll, &hidden);
-    if (status == BON_OK && rows > 0) status = read_targets(s, hidden, targets, rows, read);
-    for (size_t c = 0, at = 0, row = 0; c < count && status == BON_OK; at += lengths[c++]) {
-        memcpy(logp + at + 1, read + row, rows_of(lengths[c]) * sizeof *logp);
-        row += rows_of(lengths[c]);
-    }
-    for (size_t r = 0; r < n_runs; r++) bon_seq_free(s->cache, &own[r]);
-    return status;
-}
-
-/* How many completions, from the first on, go together: as many as fit into
+/* Where the completions that go together with completion c end: as many as fit into
  * BON_CHUNK rows, and at least one. */
-static size_t group_size(const size_t *lengths, size_t count)
+static size_t end_of_group(const scorer *s, size_t c)
 {
-    size_t size = 1;
-    for (size_t rows = rows_of(lengths[0]); size < count && size < BON_CHUNK; size++) {
-        rows += rows_of(lengths[size]);
+    size_t end = c + 1;
+    for (size_t rows = rows_of(s, c); end < s->count && end - c < BON_CHUNK; end++) {
+        rows += rows_of(s, end);
         if (rows > BON_CHUNK) break;
     }
-    return size;
+    return end;
 }
 
-static size_t blocks_of_largest_group(const size_t *lengths, size_t count)
+static size_t blocks_of_largest_group(const scorer *s)
 {
     size_t most = 1;
-    for (size_t at = 0; at < count;) {
-        const size_t size = group_size(lengths + at, count - at);
+    for (size_t c = 0; c < s->count;) {
+        const size_t end = end_of_group(s, c);
         size_t blocks = 0;
-        for (size_t end = at + size; at < end; at++) blocks += bon_blocks_for(lengths[at]);
+        for (; c < end; c++) blocks += bon_blocks_for(rows_of(s, c));
         if (blocks > most) most = blocks;
     }
     return most;
 }
 
-static bool texts_fit(const bon_arch *a, size_t prompt_len, const size_t *lengths, size_t count,
-                      size_t *total, size_t *longest)
+static size_t cache_blocks(const scorer *s)
 {
-    *total = *longest = 0;
-    if (prompt_len < 1 || prompt_len > a->max_positions) return false;
-    for (size_t c = 0; c < count; c++) {
-        if (lengths[c] > a->max_positions + 1 - prompt_len) return false;
-        *total += lengths[c];
-        if (lengths[c] > *longest) *longest = lengths[c];
+    return bon_blocks_for(s->prompt_len) + blocks_of_largest_group(s);
+}
+
+static size_t context_of(const scorer *s)
+{
+    size_t longest = 0;
+    for (size_t c = 0; c < s->count; c++)
+        if (rows_of(s, c) > longest) longest = rows_of(s, c);
+    return s->prompt_len + longest;
+}
+
+/* Whether texts are known and fit; else *bad is as score.h says. */
+static bool texts_are_sound(const scorer *s, size_t *bad)
+{
+    const size_t most = bon_model_arch(s->model)->max_positions;
+    size_t total = 0;
+    *bad = SIZE_MAX;
+    if (s->prompt_len < 1 || s->prompt_len > most) return false;
+    for (size_t c = 0; c < s->count; total += s->lengths[c++])
+        if (s->lengths[c] > most + s->unread - s->prompt_len) return false;
+    *bad = 0;
+    return tokens_are_known(s->model, s->prompt, s->prompt_len, bad)
+           && tokens_are_known(s->model, s->completions, total, bad);
+}
+
+/* Makes the tools and runs the prompt; *last is the row behind its last token. */
+static bon_status begin(scorer *s, const float **last)
+{
+    const float *hidden;
+    bon_status status = bon_work_create(s->model, s->threads, &s->work);
+    if (status == BON_OK) status = make_cache(s->model, cache_blocks(s), &s->cache);
+    if (status == BON_OK)
+        status = bon_work_reserve(s->work, BON_CHUNK, BON_CHUNK, context_of(s));
+    if (status == BON_OK)
+        status = bon_model_prefill(s->model, s->work, s->cache, s->prompt, s->prompt_len, &s->seq,
+                                   s->poll, &hidden);
+    if (status == BON_OK)
+        *last = hidden + (s->prompt_len - 1) % BON_CHUNK * bon_model_arch(s->model)->hidden;
+    return status;
+}
+
+static void end(scorer *s)
+{
+    if (s->cache) bon_seq_free(s->cache, &s->seq);
+    bon_cache_destroy(s->cache);
+    bon_work_destroy(s->work);
+}
+
+/* Rows of one completion in a batch. */
+typedef struct {
+    size_t c;
+    const int32_t *tokens; /* the first row's */
+    size_t rows;
+    bool last; /* no more rows of this completion follow */
+} piece;
+
+/* Reads what stands behind a batch: the rows of its pieces, in their order. */
+typedef bon_status reader(void *arg, const piece *pieces, size_t count, const float *hidden);
+
+/* Feeds completion c, however long, in chunks. */
+static bon_status feed_one(const scorer *s, size_t c, const int32_t *tokens, reader *read,
+                           void *arg)
+{
+    bon_seq own = {0};
+    const size_t rows = rows_of(s, c);
+    bon_status status = bon_seq_reserve(s->cache, &own, rows);
+    for (size_t at = 0; at < rows && status == BON_OK; at += BON_CHUNK) {
+        const piece one = {c, tokens + at, min_size(rows - at, BON_CHUNK), rows - at <= BON_CHUNK};
+        const bon_run run = {&s->seq, &own, 0, one.rows};
+        const float *hidden;
+        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, one.tokens, &run, 1,
+                                   s->poll, &hidden);
+        if (status == BON_OK) status = read(arg, &one, 1, hidden);
     }
-    return true;
+    bon_seq_free(s->cache, &own);
+    return status;
+}
+
+/* Feeds completions c to stop - 1, whose rows fit into one batch. */
+static bon_status feed_group(const scorer *s, size_t c, size_t stop, const int32_t *tokens,
+                             reader *read, void *arg)
+{
+    bon_run runs[BON_CHUNK];
+    bon_seq own[BON_CHUNK] = {{0}};
+    piece pieces[BON_CHUNK];
+    int32_t batch[BON_CHUNK];
+    size_t count = 0, rows = 0;
+    bon_status status = BON_OK;
+    for (; c < stop && status == BON_OK; tokens += s->lengths[c++]) {
+        const size_t take = rows_of(s, c);
+        if (take == 0) continue;
+        status = bon_seq_reserve(s->cache, &own[count], take);
+        runs[count] = (bon_run){&s->seq, &own[count], rows, take};
+        pieces[count++] = (piece){c, tokens, take, true};
+        memcpy(batch + rows, tokens, take * sizeof *batch);
+        rows += take;
+    }
+    const float *hidden;
+    if (status == BON_OK && rows > 0)
+        status = bon_model_forward(s->model, s->work, s->cache, BON_PREFILL, batch, runs, count,
+                                   s->poll, &hidden);
+    if (status == BON_OK && rows > 0) status = read(arg, pieces, count, hidden);
+    for (size_t r = 0; r < count; r++) bon_seq_free(s->cache, &own[r]);
+    return status;
+}
+
+static bon_status feed_all(const scorer *s, reader *read, void *arg)
+{
+    const int32_t *tokens = s->completions;
+    bon_status status = BON_OK;
+    for (size_t c = 0; c < s->count && status == BON_OK;) {
+        const size_t stop = end_of_group(s, c);
+        status = rows_of(s, c) > BON_CHUNK ? feed_one(s, c, tokens, read, arg)
+                                           : feed_group(s, c, stop, tokens, read, arg);
+        while (c < stop) tokens += s->lengths[c++];
+    }
+    return status;
+}
+
+size_t bon_score_bytes(const bon_model *model, size_t prompt_len, const size_t *lengths,
+                       size_t count)
+{
+    const bon_arch *a = bon_model_arch(model);
+    const scorer s = {.model = model, .prompt_len = prompt_len, .lengths = lengths,
+                      .count = count};
+    return bon_work_bytes(model, BON_CHUNK, BON_CHUNK, context_of(&s))
+           + cache_blocks(&s) * bon_cache_block_bytes(a->layers, a->kv_heads, a->head_dim)
+           + (a->labels == 0 ? LOGIT_ROWS * a->vocab * sizeof(float) : 0);
+}
+
+/* -- log-probabilities ----------------------------------------------------- */
+
+typedef struct {
+    const scorer *s;
+    float temperature;
+    float *logits; /* [LOGIT_ROWS, vocab] */
+    float *logp;   /* as the completions */
+} logp_reader;
+
+/* logp of targets[i] behind row i of hidden. */
+static bon_status read_targets(const logp_reader *r, const float *hidden, const int32_t *targets,
+                               size_t rows, float *logp)
+{
+    const bon_arch *a = bon_model_arch(r->s->model);
+    bon_status status = BON_OK;
+    for (size_t at = 0; at < rows && status == BON_OK; at += LOGIT_ROWS) {
+        const size_t count = min_size(LOGIT_ROWS, rows - at);
+        if (bon_should_stop(r->s->poll)) return BON_ERR_INTERRUPTED;
+        status = bon_model_logits(r->s->model, BON_PREFILL, hidden + at * a->hidden, count,
+                                  r->logits, r->s->threads);
+        for (size_t i = at; i < at + count && status == BON_OK; i++)
+            status = bon_log_softmax_at(r->logits + (i - at) * a->vocab, a->vocab,
+                                        r->temperature, &targets[i], 1, &logp[i]);
+    }
+    return status;
+}
+
+/* A row predicts the token behind its own. */
+static bon_status read_logp(void *arg, const piece *pieces, size_t count, const float *hidden)
+{
+    const logp_reader *r = arg;
+    int32_t targets[BON_CHUNK];
+    float logp[BON_CHUNK];
+    size_t rows = 0;
+    for (size_t i = 0; i < count; rows += pieces[i++].rows)
+        memcpy(targets + rows, pieces[i].tokens + 1, pieces[i].rows * sizeof *targets);
+    const bon_status status = read_targets(r, hidden, targets, rows, logp);
+    if (status != BON_OK) return status;
+    rows = 0;
+    for (size_t i = 0; i < count; rows += pieces[i++].rows)
+        memcpy(r->logp + (pieces[i].tokens + 1 - r->s->completions), logp + rows,
+               pieces[i].rows * sizeof *logp);
+    return BON_OK;
+}
+
+/* The prompt's last row predicts every completion's first token. */
+static bon_status read_first_tokens(const logp_reader *r, const float *last)
+{
+    const scorer *s = r->s;
+    const bon_arch *a = bon_model_arch(s->model);
+    bon_status status = bon_model_logits(s->model, BON_PREFILL, last, 1, r->logits, s->threads);
+    for (size_t c = 0, at = 0; c < s->count && status == BON_OK; at += s->lengths[c++])
+        if (s->lengths[c] > 0)
+            status = bon_log_softmax_at(r->logits, a->vocab, r->temperature, &s->completions[at],
+                                        1, &r->logp[at]);
+    return status;
 }
 
 bon_status bon_score_logp(const bon_model *model, const int32_t *prompt, size_t prompt_len,
@@ -189,51 +305,62 @@ bon_status bon_score_logp(const bon_model *model, const int32_t *prompt, size_t 
                           float temperature, const bon_poll *poll, float *logp, size_t *bad)
 {
     const bon_arch *a = bon_model_arch(model);
-    size_t total, longest;
+    scorer s = {.model = model, .prompt = prompt, .prompt_len = prompt_len,
+                .completions = completions, .lengths = lengths, .count = count, .unread = 1,
+                .poll = poll, .threads = bon_model_pass_threads(model)};
     *bad = SIZE_MAX;
-    if (!texts_fit(a, prompt_len, lengths, count, &total, &longest)
-        || !(temperature > 0.0f && temperature < INFINITY))
-        return BON_ERR_DOMAIN;
-    *bad = 0;
-    if (!tokens_are_known(model, prompt, prompt_len, bad)
-        || !tokens_are_known(model, completions, total, bad))
+    if (a->labels > 0 || !(temperature > 0.0f && temperature < INFINITY)
+        || !texts_are_sound(&s, bad))
         return BON_ERR_DOMAIN;
 
-    scorer s = {.model = model, .poll = poll, .threads = bon_model_pass_threads(model),
-                .temperature = temperature};
-    bon_seq seq = {0};
-    const float *hidden;
-    bon_status status = bon_work_create(model, s.threads, &s.work);
-    const size_t blocks = bon_blocks_for(prompt_len) + blocks_of_largest_group(lengths, count);
-    if (status == BON_OK) status = make_cache(model, blocks, &s.cache);
-    if (status == BON_OK)
-        status = bon_work_reserve(s.work, BON_CHUNK, BON_CHUNK, prompt_len + longest);
-    if (status == BON_OK && !(s.logits = malloc(LOGIT_ROWS * a->vocab * sizeof(float))))
-        status = BON_ERR_MEMORY;
-    if (status == BON_OK)
-        status = bon_model_prefill(model, s.work, s.cache, prompt, prompt_len, &seq, poll,
-                                   &hidden);
+    logp_reader r = {.s = &s, .temperature = temperature, .logp = logp,
+                     .logits = malloc(LOGIT_ROWS * a->vocab * sizeof(float))};
+    const float *last;
+    bon_status status = r.logits ? begin(&s, &last) : BON_ERR_MEMORY;
+    if (status == BON_OK) status = read_first_tokens(&r, last);
+    if (status == BON_OK) status = feed_all(&s, read_logp, &r);
+    end(&s);
+    free(r.logits);
+    return status;
+}
 
-    /* The prompt's last row predicts every completion's first token. */
-    if (status == BON_OK)
-        status = bon_model_logits(model, BON_PREFILL,
-                                  hidden + (prompt_len - 1) % BON_CHUNK * a->hidden, 1,
-                                  s.logits, s.threads);
-    for (size_t c = 0, at = 0; c < count && status == BON_OK; at += lengths[c++])
-        if (lengths[c] > 0)
-            status = bon_log_softmax_at(s.logits, a->vocab, temperature, &completions[at], 1,
-                                        &logp[at]);
-    for (size_t c = 0, at = 0; c < count && status == BON_OK;) {
-        const size_t size = group_size(lengths + c, count - c);
-        status = rows_of(lengths[c]) > BON_CHUNK
-                     ? score_long(&s, &seq, completions + at, lengths[c], logp + at)
-                     : score_batch(&s, &seq, completions + at, lengths + c, size, logp + at);
-        for (size_t end = c + size; c < end; c++) at += lengths[c];
+/* -- scores ---------------------------------------------------------------- */
+
+typedef struct {
+    const scorer *s;
+    float *values; /* [count, labels] */
+} value_reader;
+
+static bon_status read_values(void *arg, const piece *pieces, size_t count, const float *hidden)
+{
+    const value_reader *r = arg;
+    const bon_arch *a = bon_model_arch(r->s->model);
+    for (size_t i = 0; i < count; i++) {
+        hidden += pieces[i].rows * a->hidden;
+        if (pieces[i].last)
+            bon_model_scores(r->s->model, hidden - a->hidden, 1,
+                             r->values + pieces[i].c * a->labels);
     }
+    return BON_OK;
+}
 
-    if (s.cache) bon_seq_free(s.cache, &seq);
-    bon_cache_destroy(s.cache);
-    bon_work_destroy(s.work);
-    free(s.logits);
+bon_status bon_score_values(const bon_model *model, const int32_t *prompt, size_t prompt_len,
+                            const int32_t *completions, const size_t *lengths, size_t count,
+                            const bon_poll *poll, float *values, size_t *bad)
+{
+    const bon_arch *a = bon_model_arch(model);
+    scorer s = {.model = model, .prompt = prompt, .prompt_len = prompt_len,
+                .completions = completions, .lengths = lengths, .count = count,
+                .poll = poll, .threads = bon_model_pass_threads(model)};
+    *bad = SIZE_MAX;
+    if (a->labels == 0 || !texts_are_sound(&s, bad)) return BON_ERR_DOMAIN;
+
+    value_reader r = {&s, values};
+    const float *last;
+    bon_status status = begin(&s, &last);
+    for (size_t c = 0; c < count && status == BON_OK; c++)
+        if (lengths[c] == 0) bon_model_scores(model, last, 1, values + c * a->labels);
+    if (status == BON_OK) status = feed_all(&s, read_values, &r);
+    end(&s);
     return status;
 }

@@ -116,18 +116,23 @@ def test_fingerprint_depends_on_content_and_not_on_place_or_time(folder, tmp_pat
     assert Checkpoint(folder(LLAMA | {"rms_norm_eps": 1e-4})).fingerprint != first
 
 
-def test_save_copies_the_model_and_its_tokenizer(folder, tmp_path):
-    path = folder(files=2, eos=3)
+def test_side_files_are_those_of_the_tokenizer_and_of_generation(folder):
+    path = folder(eos=3)
     (path / "tokenizer.json").write_text("{}")
+    (path / "additional_chat_templates").mkdir()
     (path / "unrelated.txt").write_text("")
-    checkpoint = Checkpoint(path)
-    checkpoint.save(tmp_path / "new" / "copy")
-    copied = sorted(file.name for file in (tmp_path / "new" / "copy").iterdir())
-    assert copied == sorted({file.name for file in path.iterdir()} - {"unrelated.txt"})
-    assert Checkpoint(tmp_path / "new" / "copy").fingerprint == checkpoint.fingerprint
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["copy"]
-    with pytest.raises(FileExistsError, match="need a folder that is new or empty"):
-        checkpoint.save(tmp_path / "new" / "copy")
+    names = [file.name for file in Checkpoint(path).side_files]
+    assert names == ["generation_config.json", "tokenizer.json", "additional_chat_templates"]
+
+
+def test_weights_are_every_tensor_with_its_slot_and_layer(folder):
+    checkpoint = Checkpoint(folder(files=2))
+    found = {(slot, layer): values for slot, layer, values in checkpoint.weights()}
+    assert len(found) == len(checkpoint.names)
+    np.testing.assert_array_equal(found["down", 2],
+                                  checkpoint.tensor("model.layers.2.mlp.down_proj.weight"))
+    np.testing.assert_array_equal(found["embed", 0],
+                                  checkpoint.tensor("model.embed_tokens.weight"))
 
 
 # -- files that are missing or broken --------------------------------------------------------

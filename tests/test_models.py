@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from bonaware.models import arch_of, family_of
+from bonaware.models import arch_of, family_of, pad_token_id
 
 MODELS = sorted(tiny.MODELS)
 LLAMA, QWEN2, GEMMA3 = (tiny.MODELS[name] for name in ("llama2", "qwen2_windows", "gemma3"))
@@ -93,6 +93,43 @@ def test_qwen_windows_need_use_sliding_window():
     assert arch_of(config | {"use_sliding_window": False}).window == (0, 0, 0)
     with pytest.raises(ValueError, match="sliding_window must be a number of tokens"):
         arch_of(QWEN2 | {"use_sliding_window": False})
+
+
+SCORER = LLAMA | {"architectures": ["LlamaForSequenceClassification"]}
+
+
+@pytest.mark.parametrize(("given", "labels"), [
+    ({}, 2), ({"num_labels": 1}, 1), ({"num_labels": 5}, 5), ({"id2label": None}, 2),
+    ({"id2label": {"0": "LABEL_0"}}, 1), ({"id2label": {"0": "a", "1": "b", "2": "c"}}, 3),
+    ({"id2label": {"0": "a"}, "num_labels": 1}, 1),
+])
+def test_labels_are_counted_as_in_transformers(given, labels):
+    arch = arch_of(SCORER | given)
+    assert arch.labels == labels
+    slots = {slot: arch.shape(words) for slot, _, words in arch.slots()}
+    assert slots["score"] == (labels, arch.hidden)
+    assert "head" not in slots
+    assert arch_of(LLAMA | given).labels == 0
+
+
+def test_labels_that_are_no_labels_are_refused():
+    for given, message in (
+        ({"num_labels": 0}, "num_labels must be an integer from 1 to 65536, found 0"),
+        ({"id2label": {}}, "id2label must be an object with 1 to 65536 entries, found {}"),
+        ({"id2label": ["a"]}, "id2label must be an object or null, found"),
+        ({"id2label": {"0": "a"}, "num_labels": 2},
+         r"num_labels must be the number of entries of id2label \(1\), found 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arch_of(SCORER | given)
+
+
+def test_the_padding_token_has_the_default_of_the_family():
+    assert pad_token_id(LLAMA) is None
+    assert pad_token_id(LLAMA | {"pad_token_id": 7}) == 7
+    gemma = tiny.MODELS["gemma2"]
+    assert pad_token_id(without(gemma, "pad_token_id")) == 0
+    assert pad_token_id(gemma | {"pad_token_id": None}) is None
 
 
 def test_multimodal_gemma3_is_its_text_part():
@@ -264,7 +301,7 @@ def test_unknown_architecture_lists_the_known_ones(names):
         arch_of(LLAMA | {"architectures": names})
     if names and isinstance(names, list) and isinstance(names[0], str):
         assert "one of Gemma" in str(caught.value)
-        assert "Qwen3ForCausalLM, found " in str(caught.value)
+        assert "Qwen3ForSequenceClassification, found " in str(caught.value)
 
 
 def test_config_must_be_a_dict():

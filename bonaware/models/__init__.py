@@ -9,10 +9,14 @@ To add an architecture, add `bonaware/models/NAME.py` with
     ARCHITECTURES   what it answers to in "architectures", e.g. ("NameForCausalLM",)
     MODEL_TYPES     the "model_type" of such a config.json
     NAMES           slot -> name of the tensor, with {i} for the layer
+    PAD_TOKEN_ID    what an absent "pad_token_id" means
     arch(fields)    Fields -> Arch
 
 where NAME is the architecture without "ForCausalLM", in lower case. Nothing is guessed: a field
 that is neither read by the family nor known to leave the mathematics alone is an error.
+
+`NameForSequenceClassification` is the same decoder with a score head in place of the vocabulary
+projection: Arch.labels numbers per text, behind its last token. Reward models are such.
 """
 
 import importlib
@@ -29,7 +33,7 @@ from numpy.typing import NDArray
 from .._lookup import available
 from ._fields import Fields, show
 
-__all__ = ["Arch", "arch_of", "family_of"]
+__all__ = ["Arch", "arch_of", "config_of_text", "family_of", "pad_token_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,8 +93,9 @@ class Arch:
         >>> arch.shape(('heads*head_dim', 'hidden'))
         (8, 8)
         """
+        absent = "head" if self.tied or self.labels else None, None if self.labels else "score"
         for slot, words in _MODEL_SLOTS.items():
-            if slot != "head" or not self.tied:
+            if slot not in absent:
                 yield slot, None, words
         for layer in range(self.layers):
             for condition, slots in _LAYER_SLOTS:
@@ -105,7 +110,8 @@ class Arch:
 
 _QUERY, _KEY = "heads*head_dim", "kv_heads*head_dim"
 _MODEL_SLOTS = {
-    "embed": ("vocab", "hidden"), "head": ("vocab", "hidden"), "final_norm": ("hidden",),
+    "embed": ("vocab", "hidden"), "head": ("vocab", "hidden"), "score": ("labels", "hidden"),
+    "final_norm": ("hidden",),
 }
 # Which field of Arch a group depends on; None: every layer has it.
 _LAYER_SLOTS: tuple[tuple[str | None, dict[str, tuple[str, ...]]], ...] = (
@@ -148,7 +154,8 @@ def family_of(config: dict[str, Any], where: str = "config.json") -> ModuleType:
         There is none, or `model_type` contradicts it; the message lists those there are.
     """
     name = _architecture(config, where)
-    stem = re.sub(r"For(CausalLM|ConditionalGeneration)$", "", name).lower()
+    stem = re.sub(r"(Text)?For(CausalLM|ConditionalGeneration|SequenceClassification)$", "",
+                  name).lower()
     family = importlib.import_module(f"{__name__}.{stem}") if stem in available(__name__) else None
     if family is None or name not in family.ARCHITECTURES:
         known = ", ".join(name for module in _families() for name in module.ARCHITECTURES)
@@ -189,3 +196,18 @@ def arch_of(config: dict[str, Any], where: str = "config.json") -> Arch:
     arch: Arch = family.arch(fields)
     fields.finish()
     return arch
+
+
+def config_of_text(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the text model inside: of Gemma 3 with images, else the same.
+
+    With `model_type`, which transformers wants to see.
+    """
+    family = family_of(config)
+    inside = getattr(family, "text_config", dict)(config)
+    return {**inside, "model_type": inside.get("model_type", family.MODEL_TYPES[0])}
+
+
+def pad_token_id(config: dict[str, Any]) -> int | None:
+    """The id that fills up a batch in transformers; None: there is none."""
+    return config.get("pad_token_id", family_of(config).PAD_TOKEN_ID)

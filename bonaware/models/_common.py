@@ -13,6 +13,7 @@ __all__ = [
 NAMES = {
     "embed": "model.embed_tokens.weight",
     "head": "lm_head.weight",
+    "score": "score.weight",
     "final_norm": "model.norm.weight",
     "q": "model.layers.{i}.self_attn.q_proj.weight",
     "k": "model.layers.{i}.self_attn.k_proj.weight",
@@ -44,6 +45,7 @@ NAMES_WITH_POST_NORMS = NAMES | {
 MAX_LAYERS = 4096
 MAX_HEADS = 65536
 MAX_WIDTH = 2**24
+MAX_LABELS = 65536
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -80,9 +82,30 @@ def sizes(fields: Fields, *, kv_heads: Any = REQUIRED, head_dim: Any = None,
         "intermediate": size("intermediate_size", MAX_WIDTH),
         "max_positions": fields.size("max_position_embeddings", max_positions,
                                      limit=MAX_POSITIONS),
+        "labels": _labels(fields),
         "norm_eps": fields.number("rms_norm_eps", 1e-6),
         "tied": fields.flag("tie_word_embeddings", tied),
     }
+
+
+def _labels(fields: Fields) -> int:
+    """Outputs of the score head; 0 for a model that predicts tokens.
+
+    As many as `id2label` has entries, else `num_labels`, else 2, as in transformers.
+    """
+    names = fields.values.get("architectures")
+    if not names or not names[0].endswith("ForSequenceClassification"):
+        return 0
+    given: int | None = fields.size("num_labels", None, limit=MAX_LABELS)
+    named = fields.part("id2label")
+    if named is None:
+        return given or 2
+    count = len(named.values)
+    if not 1 <= count <= MAX_LABELS:
+        raise fields.refuse("id2label", f"an object with 1 to {MAX_LABELS} entries")
+    if given not in (None, count):
+        raise fields.refuse("num_labels", f"the number of entries of id2label ({count})")
+    return count
 
 
 def silu(fields: Fields) -> str:

@@ -8,10 +8,11 @@ from ._common import NAMES, gelu_tanh, sizes
 from ._fields import Fields
 from ._rope import parameters, table
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch"]
+__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch"]
 
-ARCHITECTURES = ("GemmaForCausalLM",)
+ARCHITECTURES = ("GemmaForCausalLM", "GemmaForSequenceClassification")
 MODEL_TYPES = ("gemma",)
+PAD_TOKEN_ID = 0
 
 
 def arch(fields: Fields) -> Arch:

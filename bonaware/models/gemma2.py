@@ -17,10 +17,11 @@ from ._common import (
 from ._fields import Fields
 from ._rope import parameters, table
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch", "softcap"]
+__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch", "softcap"]
 
-ARCHITECTURES = ("Gemma2ForCausalLM",)
+ARCHITECTURES = ("Gemma2ForCausalLM", "Gemma2ForSequenceClassification")
 MODEL_TYPES = ("gemma2",)
+PAD_TOKEN_ID = 0
 NAMES = NAMES_WITH_POST_NORMS
 
 

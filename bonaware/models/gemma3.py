@@ -9,6 +9,8 @@ found by `text_name`, and those of the image part are left out.
 Source: transformers 5.23 `models/gemma3`; Gemma team, arXiv 2503.19786, section 2.
 """
 
+from typing import Any
+
 from . import Arch
 from ._common import (
     FULL,
@@ -25,10 +27,14 @@ from ._fields import Fields
 from ._rope import Table, table, with_theta
 from .gemma2 import softcap
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch", "text_name"]
+__all__ = [
+    "ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch", "text_config", "text_name",
+]
 
-ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+WITH_IMAGES = "Gemma3ForConditionalGeneration"
+ARCHITECTURES = ("Gemma3ForCausalLM", WITH_IMAGES, "Gemma3TextForSequenceClassification")
 MODEL_TYPES = ("gemma3_text", "gemma3")
+PAD_TOKEN_ID = 0
 NAMES = NAMES_WITH_POST_NORMS
 
 # Of Gemma3TextConfig: multimodal files leave out of text_config what has these values.
@@ -40,6 +46,8 @@ THETA_GLOBAL, THETA_LOCAL = 1_000_000.0, 10_000.0
 
 _IMAGE_FIELDS = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
                  "image_token_index")
+# Stand beside text_config or inside.
+_OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype")
 _IMAGE_TENSORS = ("vision_tower.", "multi_modal_projector.",
                   "model.vision_tower.", "model.multi_modal_projector.")
 _TEXT_TENSORS = {"language_model.model.": "model.", "model.language_model.": "model.",
@@ -62,9 +70,18 @@ def text_name(name: str) -> str | None:
     return name
 
 
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the text part alone; of a text model, the same."""
+    if config["architectures"][0] != WITH_IMAGES:
+        return dict(config)
+    inherited = {name: config[name] for name in _OF_BOTH if name in config}
+    return {**inherited, **config["text_config"], "architectures": [ARCHITECTURES[0]],
+            "model_type": MODEL_TYPES[0]}
+
+
 def _text_fields(fields: Fields) -> Fields:
     """The fields of the text part: all of them in a text model."""
-    if fields.values["architectures"][0] == "Gemma3ForCausalLM":
+    if fields.values["architectures"][0] != WITH_IMAGES:
         return fields
     text = fields.part("text_config")
     if text is None:

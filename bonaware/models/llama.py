@@ -9,10 +9,11 @@ from ._common import NAMES, silu, sizes
 from ._fields import Fields
 from ._rope import parameters, table
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch"]
+__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch"]
 
-ARCHITECTURES = ("LlamaForCausalLM",)
+ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification")
 MODEL_TYPES = ("llama",)
+PAD_TOKEN_ID = None
 
 
 def arch(fields: Fields) -> Arch:

@@ -20,10 +20,11 @@ from ._common import (
 from ._fields import Fields
 from ._rope import parameters, table
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch", "qwen_windows"]
+__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch", "qwen_windows"]
 
-ARCHITECTURES = ("Qwen2ForCausalLM",)
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
 MODEL_TYPES = ("qwen2",)
+PAD_TOKEN_ID = None
 
 
 def qwen_windows(fields: Fields, layers: int) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ from ._fields import Fields
 from ._rope import parameters, table
 from .qwen2 import qwen_windows
 
-__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "arch"]
+__all__ = ["ARCHITECTURES", "MODEL_TYPES", "NAMES", "PAD_TOKEN_ID", "arch"]
 
-ARCHITECTURES = ("Qwen3ForCausalLM",)
+ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification")
 MODEL_TYPES = ("qwen3",)
+PAD_TOKEN_ID = None
 
 
 def arch(fields: Fields) -> Arch:
