@@ -86,6 +86,14 @@ def test_diagnose_is_the_mean_over_prompts_with_samples():
     assert all(type(value) is float for value in found.values())
 
 
+@pytest.mark.parametrize("reward", [-1.0, 1.0])
+def test_diagnose_does_not_look_where_no_sample_is(reward):
+    found = diagnose([[0.0, 0.0, 5.0]], [[reward, reward, 9.0]], [[True, True, False]])
+    assert found["reward"] == reward
+    assert found["all_equal"] == found["no_signal"] == 1
+    assert found["all_zero"] == 0
+
+
 # -- errors -------------------------------------------------------------------
 
 

@@ -639,6 +639,19 @@ def test_options_out_of_range_are_refused(name, options, error, message):
 
 
 @pytest.mark.parametrize(
+    ("expert", "mask", "found"),
+    [
+        ([True, True, False, False], [True, False, True, True], "2 and 1"),
+        ([False, True, True, True], [False, True, True, True], "0 and 3"),
+    ],
+)
+def test_bond_counts_only_samples_that_are_there(expert, mask, found):
+    same = np.zeros((1, 4))
+    with pytest.raises(ValueError, match=f"but row 0 has {found}"):
+        losses.get("bond")()(same, logp=same, ref_logp=same, expert=[expert], mask=[mask])
+
+
+@pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (

@@ -95,7 +95,7 @@ class Bond(Loss):
         ours = anchor if batch.expert is None else ~anchor
         above = _lower_than(-scores, anchor)
         better = _better_of_two(scores, anchor, above)
-        gain = np.where(ours, batch.logp - batch.ref_logp, 0.0)
+        gain = batch.logp - batch.ref_logp
         cost = gain + PENALTY * _below_both(batch, scores, anchor, above)
         m = ours.sum(1, keepdims=True)
         forward = -better * batch.logp
