@@ -95,8 +95,7 @@ def effective_samples(weights: ArrayLike, mask: ArrayLike | None = None) -> Floa
 
     Notes
     -----
-    Source: Kish 1965, Survey Sampling, sec. 11.7, for the sum of squares over the square
-    of the sum.
+    Source: Kish 1965, Survey Sampling, for weights >= 0; here their sizes.
 
     Examples
     --------
