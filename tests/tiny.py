@@ -85,6 +85,19 @@ MODELS = {
                     num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
                     max_position_embeddings=4096),
 }
+
+
+def scorer(name, labels=1):
+    """The config of a model of MODELS with a score head in place of the vocabulary projection."""
+    architecture = MODELS[name]["architectures"][0].removesuffix("ForCausalLM")
+    architecture = {"Gemma3": "Gemma3Text"}.get(architecture, architecture)
+    return MODELS[name] | {
+        "architectures": [f"{architecture}ForSequenceClassification"], "pad_token_id": None,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(labels)},
+        "label2id": {f"LABEL_{i}": i for i in range(labels)},
+    }
+
+
 ARCHITECTURES = [name for name in MODELS if name not in ("counting", "wide")]
 LOGIT_SCALE = {"counting": 1.0}  # standard deviation of the logits in nats; 3.5 elsewhere
 
@@ -133,7 +146,9 @@ def shapes(config):
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] * post_norms
         result |= {f"model.layers.{layer}.{norm}.weight": (hidden,) for norm in norms}
     result["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
+    if config["architectures"][0].endswith("ForSequenceClassification"):
+        result["score.weight"] = (len(config["id2label"]), hidden)
+    elif not config["tie_word_embeddings"]:
         result["lm_head.weight"] = (config["vocab_size"], hidden)
     return result
 
@@ -231,16 +246,18 @@ def write_tokenizer(folder):
     tokenizer.save(str(Path(folder) / "tokenizer.json"))
 
 
-def cached_checkpoint(base, name, *, old=False, tokenizer=False, **options):
+def cached_checkpoint(base, name, *, labels=0, old=False, tokenizer=False, **options):
     """The folder, below base, of a model of MODELS; written when it is first asked for.
 
-    old: in the spelling of transformers 4. tokenizer: with one. The rest: write_checkpoint.
+    labels: with a score head of so many. old: in the spelling of transformers 4. tokenizer: with
+    one. The rest: write_checkpoint.
     """
-    label = [name, "old" * old, "tokenizer" * tokenizer]
+    label = [name, f"labels={labels}" * bool(labels), "old" * old, "tokenizer" * tokenizer]
     label += [f"{key}={value}" for key, value in options.items()]
     path = base / "-".join(filter(None, label)).replace(" ", "")
     if not path.exists():
-        config = old_spelling(MODELS[name]) if old else MODELS[name]
+        config = scorer(name, labels) if labels else MODELS[name]
+        config = old_spelling(config) if old else config
         scale = LOGIT_SCALE.get(name, 3.5)
         write_checkpoint(path, config, **{"logit_scale": scale, **options})
         if tokenizer:
