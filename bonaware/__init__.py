@@ -12,10 +12,14 @@ __version__ = "0.1.0"
 #: Public name -> (module, attribute), or (module, None) for a module itself.
 #: Everything is imported when it is first used: `import bonaware` stays light.
 _PUBLIC = {
+    "AdamW": ("train", "AdamW"),
     "LM": ("lm", "LM"),
+    "LoRA": ("train", "LoRA"),
     "Request": ("samples", "Request"),
     "Sample": ("samples", "Sample"),
     "Samples": ("samples", "Samples"),
+    "TrainConfig": ("training.config", "TrainConfig"),
+    "Trainer": ("train", "Trainer"),
     "estimators": ("estimators", None),
     "evaluate": ("evaluation", "evaluate"),
     "evaluate_recorded": ("recorded", "evaluate_recorded"),
@@ -25,6 +29,7 @@ _PUBLIC = {
     "select": ("select", None),
     "show_config": ("config", "show_config"),
     "tasks": ("tasks", None),
+    "training": ("training", None),
     "verifiers": ("verifiers", None),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: bonaware evaluate | generate | config.
+"""The command line: bonaware evaluate | generate | train | config.
 
 Same words as in Python. Results go to standard output; settings, bar and errors to standard
 error. Exit code 0: done; 1: it failed, and one sentence says why; 2: wrong command line.
@@ -42,6 +42,20 @@ examples:
   bonaware generate --model models/Qwen3-0.6B --chat --n 4 "Why is the sky blue?"
   bonaware generate --model models/Qwen3-0.6B --file prompts.jsonl --n 32 --json > samples.jsonl
   echo "Once upon a time" | bonaware generate --model models/stories --temperature 0 --n 1
+"""
+
+TRAIN = """\
+examples:
+  bonaware train countdown.toml
+  bonaware train countdown.toml --lr 1e-4 --steps 200 --out runs/lr1e-4
+  bonaware train --model models/Qwen3-0.6B --task gsm8k --loss bon --k 1,16 --out runs/qwen
+  bonaware train --model models/Qwen3-0.6B --texts solutions.jsonl --out runs/sft
+  bonaware train --resume runs/qwen
+
+Every option is also a key of the TOML file, with _ for -. What a run depends on is written into
+its folder as config.toml, its figures as metrics.jsonl, one line per step, and its checkpoints as
+step-NNNNNN: folders for --model, and for transformers. After Ctrl-C, a crash or a kill --resume
+goes on from the newest checkpoint, bit for bit as if nothing had happened.
 """
 
 
@@ -276,6 +290,88 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+# -- train -------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> bool:
+    from bonaware.training import config as training
+
+    if args.resume and (args.file or args.changes.get("out")):
+        raise UsageError("--resume says what to go on with: give neither CONFIG.toml nor --out")
+    changes = {name: dict(value) if name.endswith("_options") else value
+               for name, value in args.changes.items()}
+    if args.resume:
+        file = Path(args.resume, training.CONFIG)
+        config = training.TrainConfig.read(file, **changes | {"out": args.resume})
+    elif args.file:
+        config = training.TrainConfig.read(args.file, **changes)
+    else:
+        config = training.TrainConfig.of(changes)
+    _say(f"configuration:\n{config.to_toml()}")
+    trainer = training.train(config, resume=bool(args.resume), progress=True)
+    _report(config, trainer, args.json)
+    return trainer.steps >= config.steps
+
+
+def _report(config: Any, trainer: Any, as_json: bool) -> None:
+    """Where the model is, and the newest figures."""
+    from bonaware.training.folder import METRICS, newest
+
+    out = Path(config.out)
+    lines = (out / METRICS).read_text().splitlines()
+    figures = {name: value for line in lines for name, value in json.loads(line).items()}
+    model = newest(out) or "none, as no step was completed"
+    if as_json:
+        print(json.dumps({"steps": trainer.steps, "model": str(model), "metrics": figures}))
+        return
+    print(f"{trainer.steps} of {config.steps} steps")
+    for name, value in figures.items():
+        print(f"  {name:<24} {value:.6g}" if isinstance(value, float) else f"  {name:<24} {value}")
+    print(f"model: {model}\nfigures of all steps: {out / METRICS}")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    from bonaware.training.config import TrainConfig
+
+    parser.usage = "bonaware train [CONFIG.toml] [options]\n       bonaware train --resume FOLDER"
+    parser.add_argument("file", nargs="?", metavar="CONFIG.toml", help="default: options only")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
+    parser.set_defaults(changes={})
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainConfig):
+        name = field.metadata["group"]
+        group = groups[name] = groups.get(name) or parser.add_argument_group(name)
+        group.add_argument(f"--{field.name.replace('_', '-')}", **_flag(field))
+
+
+class _Change(argparse.Action):
+    """Collects what is given in `changes`, so that defaults stay with the dataclass."""
+
+    def __call__(self, parser: Any, args: Any, values: Any, option: str | None = None) -> None:
+        before = args.changes.get(self.dest, []) if self.dest.endswith("_options") else None
+        value = values if before is None else [*before, values]
+        args.changes = args.changes | {self.dest: value}
+
+
+def _flag(field: dataclasses.Field) -> dict[str, Any]:
+    """How argparse reads a field of TrainConfig."""
+    from bonaware.training.config import kind_of
+
+    kind, element, _ = kind_of(field.name)
+    words = {str: "TEXT", int: "INT", float: "FLOAT", dict: "NAME=VALUE"}
+    text = field.metadata["help"]
+    if field.default not in (None, (), dataclasses.MISSING):
+        shown = field.default if element is None else ",".join(map(str, field.default))
+        text += f" (default: {shown})"
+    parse = _bytes if field.name == "memory" else _option if kind is dict else kind
+    word = words[element or kind]
+    return {
+        "action": _Change, "dest": field.name, "default": argparse.SUPPRESS, "help": text,
+        "type": parse if element is None else _numbers(element),
+        "metavar": word if element is None else f"{word},...",
+    }  # fmt: skip
+
+
 # -- config ------------------------------------------------------------------
 
 
@@ -368,6 +464,8 @@ def _parser() -> argparse.ArgumentParser:
     summary = "draw n samples per problem, reward and score them, estimate what k tries give"
     _evaluate_arguments(command("evaluate", _evaluate, summary, EVALUATE))
     _generate_arguments(command("generate", _generate, "draw samples of prompts", GENERATE))
+    summary = "train on the samples of a task, on texts, or a score head on labelled ones"
+    _train_arguments(command("train", _train, summary, TRAIN))
     command("config", _config, "versions, instruction set, threads and kernels in use")
     return parser
 

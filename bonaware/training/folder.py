@@ -1,0 +1,181 @@
+"""The folder of a run: metrics.jsonl, one line per record, and checkpoints step-NNNNNN.
+
+A checkpoint is written under another name and renamed when it is complete; the line of a step is
+there before the step's checkpoint is. So after a kill the newest checkpoint is whole, and lines
+behind it belong to steps that will be made again: they are cut off when the run goes on.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest"]
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = re.compile(r"step-(\d{6,})")
+LEFTOVER = re.compile(r"step-\d{6,}\..+")  # of a process that was killed while it saved
+# Figures beside the bar, those of them that a record has.
+SHOWN = ("loss", "reward", "accuracy", "auroc", "kl", "entropy", "nats_per_token")
+
+Record = dict[str, Any]
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """The checkpoints in the folder of a run, oldest first."""
+    found = [(CHECKPOINT.fullmatch(entry.name), entry) for entry in path.iterdir()]
+    return [entry for _, entry in sorted((int(match[1]), entry) for match, entry in found if match)]
+
+
+def holds_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a run has begun in this folder."""
+    path = Path(path)
+    return (path / METRICS).exists() or (path.is_dir() and bool(checkpoints(path)))
+
+
+def newest(path: Path) -> Path | None:
+    """The newest checkpoint of a run; None where it was ended before the first.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no run.
+    """
+    if not holds_run(path):
+        raise FileNotFoundError(f"need the folder of a run, with {METRICS}, or a checkpoint; "
+                                f"found neither in {path}")
+    return next(reversed(checkpoints(path)), None)
+
+
+class RunFolder:
+    """Where a run is written, by one process at a time.
+
+    Parameters
+    ----------
+    path : path or None
+        None: nothing is written.
+    steps : int
+        Steps made so far; lines of later ones are cut off.
+    resumed : Path or None
+        The folder that these steps come from; another one must not hold a run.
+    keep : int
+        How many checkpoints stay.
+
+    Raises
+    ------
+    FileExistsError
+        path holds another run.
+    RuntimeError
+        Another process trains in it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, steps: int, resumed: Path | None,
+                 keep: int) -> None:
+        self.path = None if path is None else Path(path).resolve()
+        self.keep = keep
+        self._file: BinaryIO | None = None
+        if self.path is None:
+            return
+        if holds_run(self.path) and self.path != resumed:
+            raise FileExistsError(f"{path} holds a run: resume it with trainer.resume({str(path)!r}"
+                                  ") or bonaware train --resume, or write to another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path / METRICS, "ab+")  # noqa: SIM115 - closed by __exit__
+        try:
+            _lock(self._file, self.path)
+            _cut(self._file, steps)
+            for entry in self.path.iterdir():
+                if LEFTOVER.fullmatch(entry.name):
+                    shutil.rmtree(entry)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, record: Record) -> Record:
+        """Append a record, with null for what is not a finite number; the record as written."""
+        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                 for name, value in record.items()}
+        if self._file is not None:
+            self._file.write(json.dumps(plain).encode() + b"\n")
+            self._file.flush()
+        return plain
+
+    def checkpoint(self, trainer: Any) -> None:
+        """Save the trainer, then remove the oldest checkpoints that are too many."""
+        if self.path is None:
+            return
+        trainer.save(self.path / f"step-{trainer.steps:06d}")
+        for old in checkpoints(self.path)[: -self.keep]:
+            shutil.rmtree(old)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"another process trains in {path}") from None
+
+
+def _cut(file: BinaryIO, steps: int) -> None:
+    """Cut the file before the first line that is broken or of a later step."""
+    file.seek(0)
+    end = 0
+    for line in file:
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > steps:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        end += len(line)
+    file.truncate(end)
+
+
+class StepBar:
+    """A tqdm bar over steps, the caller's function in its place, or nothing.
+
+    Parameters
+    ----------
+    done, total : int
+        Steps made before, and steps wanted.
+    progress : bool, callable or None
+        True or False shows or hides the bar; None shows it in terminals and notebooks. A
+        callable gets every record.
+    """
+
+    def __init__(self, done: int, total: int,
+                 progress: bool | Callable[[Record], None] | None) -> None:
+        self.call = progress if callable(progress) else None
+        self.bar = None
+        if self.call is None and progress is not False:
+            from tqdm.auto import tqdm
+
+            disable = None if progress is None else False
+            self.bar = tqdm(total=total, initial=done, unit="step", disable=disable)
+
+    def __enter__(self) -> "StepBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, record: Record) -> None:
+        if self.call is not None:
+            self.call(record)
+        elif self.bar is not None:
+            shown = {name: record[name] for name in SHOWN if record.get(name) is not None}
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(record["step"] - self.bar.n)
