@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["AdamW", "Learner"]
 
 Ids = NDArray[np.int32]
+PerToken = list[list[NDArray[np.float32]]]
 Schedule = Literal["constant", "linear", "cosine"]
 MOMENTS = ("moment_1", "moment_2")
 
@@ -113,7 +114,7 @@ class Learner:
 
     def accumulate(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
                    weights: Sequence[Sequence[float]] | NDArray[np.floating],
-                   temperature: float = 1.0) -> list[list[NDArray[np.float32]]]:
+                   temperature: float = 1.0) -> PerToken:
         """Add the gradient of sum w[p][i] log pi(completions[p][i] | prompts[p]).
 
         Parameters
@@ -128,14 +129,40 @@ class Learner:
         list [P] of lists of float32 arrays [length]
             Log-probabilities of the completions' tokens, in nats, at `temperature`.
         """
-        per_token = [
-            np.repeat(np.asarray(weight, np.float32), [len(text) for text in texts])
-            for weight, texts in zip(weights, completions, strict=True)
-        ]
-        batch = _batch.predictions(prompts, completions, per_token)
-        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), temperature))
-        pieces = iter(_cut(flat, [len(text) for texts in completions for text in texts]))
-        return [[next(pieces) for _ in texts] for texts in completions]
+        return self._accumulate(prompts, completions, weights, temperature)[0]
+
+    def accumulate_kl(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
+                      weights: Sequence[Sequence[float]] | NDArray[np.floating],
+                      kl_weights: Sequence[Sequence[float]] | NDArray[np.floating],
+                      temperature: float = 1.0) -> tuple[PerToken, PerToken]:
+        """As `accumulate`, and the gradient of sum kl_weights[p][i] sum_t KL(pi || reference).
+
+        The divergence is exact at every token of a completion: a sum over the vocabulary, not an
+        estimate from the token that was drawn. Needs `set_reference`.
+
+        Returns
+        -------
+        logp, kl : lists [P] of lists of float32 arrays [length]
+        """
+        return self._accumulate(prompts, completions, weights, temperature, kl_weights)
+
+    def set_reference(self, lm: "LM") -> None:
+        """Say which model `accumulate_kl` compares with: one of the same vocabulary."""
+        self._engine.set_reference(lm._model)
+
+    def _accumulate(self, prompts, completions, weights, temperature,
+                    kl_weights=None) -> tuple[PerToken, PerToken]:
+        batch = _batch.predictions(prompts, completions, _per_token(weights, completions))
+        divergence = None
+        if kl_weights is not None:
+            flat = np.concatenate([np.empty(0), *_per_token(kl_weights, completions)])
+            divergence = np.ascontiguousarray(flat[batch.source], np.float32)
+        values = self._engine.accumulate(*batch.arrays(), temperature, None, divergence)
+        lengths = [len(text) for texts in completions for text in texts]
+        return tuple(
+            [] if value is None else _by_prompt(_cut(batch.in_order(value), lengths), completions)
+            for value in values
+        )
 
     def accumulate_scores(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
                           weights: Sequence[Sequence[float]] | NDArray[np.floating],
@@ -157,7 +184,7 @@ class Learner:
         if probabilities is not None:
             given = np.concatenate([np.empty(0), *(np.asarray(t, float) for t in probabilities)])
             targets = np.ascontiguousarray(given[batch.source], np.float32)
-        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets))
+        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets)[0])
         return _cut(flat, [len(texts) for texts in completions])
 
     def zero(self) -> None:
@@ -256,6 +283,20 @@ class Learner:
                     self._engine.set(kind, slot, layer or 0, np.ascontiguousarray(values))
             self._engine.steps = int(file.metadata()["steps"])
         self.lm.weights_changed()
+
+
+def _per_token(weights: Any, completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+    """For each prompt its completions' weights, repeated for every token."""
+    return [
+        np.repeat(np.asarray(weight, np.float32), [len(text) for text in texts])
+        for weight, texts in zip(weights, completions, strict=True)
+    ]
+
+
+def _by_prompt(pieces: list[NDArray[np.float32]], completions: Sequence[Sequence[Ids]]) -> PerToken:
+    """One piece per completion, in a list per prompt."""
+    rest = iter(pieces)
+    return [[next(rest) for _ in texts] for texts in completions]
 
 
 def _cut(flat: NDArray[np.float32], lengths: Sequence[int]) -> list[NDArray[np.float32]]:

@@ -19,15 +19,29 @@
 #define LOGIT_ROWS 16                 /* and at least so many rows */
 #define COLUMNS 32                    /* that a thread sums at a time */
 
+/* What a forward pass of one model over a part writes to. */
+typedef struct {
+    bon_work *work;
+    bon_cache *cache; /* of one layer (cache.h) */
+    size_t blocks;
+} pass_tools;
+
+/* A part's texts as the runs of one pass. */
+typedef struct {
+    bon_run *runs;    /* [n_runs] */
+    bon_seq *own;     /* [n_runs] */
+    bon_seq *prompts; /* [n_trees] views: the prompt's blocks with its full length */
+} pass_runs;
+
 struct bon_backward {
     const bon_model *model;
     int threads;
     size_t memory;
     bon_matrix *qkv, *o, *gate_up, *down, *head; /* transposed; head: NULL with labels */
     bool head_is_stale;
-    bon_work *work;
-    bon_cache *cache;
-    size_t cache_blocks;
+    pass_tools own;
+    const bon_model *reference; /* or NULL */
+    pass_tools other;           /* the reference's */
     char *arena; /* what a part needs, laid out by lay_out */
     size_t arena_bytes;
 };
@@ -43,9 +57,8 @@ typedef struct {
     size_t kept;                     /* layers whose results are kept; the last ones */
 
     bon_tree *trees;   /* [n_trees], rows counted from the part's first */
-    bon_run *runs;     /* [n_runs] */
-    bon_seq *own;      /* [n_runs] */
-    bon_seq *prompts;  /* [n_trees] views: the prompt's blocks with its full length */
+    pass_runs own, other; /* other: of the reference */
+    bool compares;        /* the batch asks for divergences from it */
 
     float *x;          /* [layers + 1][rows, hidden] the stream before each layer */
     float *results;    /* [kept, and one more if not all are][results_floats] */
@@ -56,6 +69,8 @@ typedef struct {
     float *inverse;    /* [rows * heads] 1 / root mean square */
     float *logits;     /* [logit_rows, vocab] */
     float *slopes;     /* the same, where logits are soft-capped */
+    float *others;     /* the same, of the reference */
+    float *other_picked; /* [logit_rows, hidden of the reference] */
     float *picked;     /* [logit_rows, hidden] */
     float *d_picked;   /* [logit_rows, hidden] */
     size_t *picked_row; /* [logit_rows + 1] */
@@ -82,7 +97,7 @@ bon_status bon_backward_create(const bon_model *model, size_t memory, bon_backwa
     b->memory = memory;
     const bon_layer *l = &model->layers[0];
     const bon_dtype dtype = model->dtype;
-    bon_status status = bon_work_create(model, b->threads, &b->work);
+    bon_status status = bon_work_create(model, b->threads, &b->own.work);
     if (status == BON_OK) status = make_transposed(l->qkv.weight, dtype, &b->qkv);
     if (status == BON_OK) status = make_transposed(l->o.weight, dtype, &b->o);
     if (status == BON_OK) status = make_transposed(l->gate_up.weight, dtype, &b->gate_up);
@@ -94,16 +109,36 @@ bon_status bon_backward_create(const bon_model *model, size_t memory, bon_backwa
     return status;
 }
 
+static void free_tools(pass_tools *tools)
+{
+    bon_work_destroy(tools->work);
+    bon_cache_destroy(tools->cache);
+    *tools = (pass_tools){0};
+}
+
 void bon_backward_destroy(bon_backward *b)
 {
     if (b == NULL) return;
     bon_matrix *const matrices[] = {b->qkv, b->o, b->gate_up, b->down, b->head};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
         bon_matrix_destroy(matrices[i]);
-    bon_work_destroy(b->work);
-    bon_cache_destroy(b->cache);
+    free_tools(&b->own);
+    free_tools(&b->other);
     free(b->arena);
     free(b);
+}
+
+bon_status bon_backward_set_reference(bon_backward *b, const bon_model *reference)
+{
+    const bon_arch *a = &b->model->arch, *r = &reference->arch;
+    if (a->labels > 0 || r->labels > 0 || r->vocab != a->vocab
+        || r->max_positions < a->max_positions)
+        return BON_ERR_DOMAIN;
+    free_tools(&b->other);
+    b->reference = NULL;
+    const bon_status status = bon_work_create(reference, b->threads, &b->other.work);
+    if (status == BON_OK) b->reference = reference;
+    return status;
 }
 
 void bon_backward_refresh(bon_backward *b) { b->head_is_stale = true; }
@@ -158,6 +193,8 @@ const char *bon_batch_fault(const bon_model *model, const bon_batch *batch, size
         if (batch->target_probability
             && !(batch->target_probability[t] >= 0.0f && batch->target_probability[t] <= 1.0f))
             return "probabilities must lie in [0, 1]";
+        if (batch->target_kl_weight && !isfinite(batch->target_kl_weight[t]))
+            return "weights of the divergence must be finite";
     }
     return fault;
 }
@@ -221,9 +258,12 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
         if (matrices[i]) gradient = larger(gradient, gradient_scratch(b, matrices[i]));
     struct { void **at; size_t bytes; } arrays[] = {
         {(void **)&p->trees, p->n_trees * sizeof *p->trees},
-        {(void **)&p->runs, p->n_runs * sizeof *p->runs},
-        {(void **)&p->own, p->n_runs * sizeof *p->own},
-        {(void **)&p->prompts, p->n_trees * sizeof *p->prompts},
+        {(void **)&p->own.runs, p->n_runs * sizeof(bon_run)},
+        {(void **)&p->own.own, p->n_runs * sizeof(bon_seq)},
+        {(void **)&p->own.prompts, p->n_trees * sizeof(bon_seq)},
+        {(void **)&p->other.runs, p->compares * p->n_runs * sizeof(bon_run)},
+        {(void **)&p->other.own, p->compares * p->n_runs * sizeof(bon_seq)},
+        {(void **)&p->other.prompts, p->compares * p->n_trees * sizeof(bon_seq)},
         {(void **)&p->x, (a->layers + 1) * hidden},
         {(void **)&p->results, sets * results_floats(a, rows) * f},
         {(void **)&p->g, hidden},
@@ -233,6 +273,9 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
         {(void **)&p->inverse, rows * a->heads * f},
         {(void **)&p->logits, logits},
         {(void **)&p->slopes, a->final_softcap > 0.0f ? logits : 0},
+        {(void **)&p->others, p->compares ? logits : 0},
+        {(void **)&p->other_picked,
+         p->compares ? p->logit_rows * b->reference->arch.hidden * f : 0},
         {(void **)&p->picked, p->logit_rows * a->hidden * f},
         {(void **)&p->d_picked, p->logit_rows * a->hidden * f},
         {(void **)&p->picked_row, (p->logit_rows + 1) * sizeof *p->picked_row},
@@ -247,14 +290,20 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
     return at;
 }
 
-/* All that a part takes: the arena, the workspace, keys and values of one layer.
- * SIZE_MAX if that overflows. */
+/* Of a pass of `model`: the workspace, keys and values of one layer. */
+static size_t pass_bytes(const bon_model *model, const part *p)
+{
+    const bon_arch *a = &model->arch;
+    return bon_work_bytes(model, p->rows, p->n_runs, p->context)
+           + p->blocks * bon_cache_block_bytes(1, a->kv_heads, a->head_dim);
+}
+
+/* All that a part takes. SIZE_MAX if that overflows. */
 static size_t bytes_of(const bon_backward *b, part *p)
 {
-    const bon_arch *a = &b->model->arch;
     if (p->rows > BON_MAX_DIMENSION) return SIZE_MAX;
-    return lay_out(b, p, NULL) + bon_work_bytes(b->model, p->rows, p->n_runs, p->context)
-           + p->blocks * bon_cache_block_bytes(1, a->kv_heads, a->head_dim);
+    return lay_out(b, p, NULL) + pass_bytes(b->model, p)
+           + (p->compares ? pass_bytes(b->reference, p) : 0);
 }
 
 /* The part of the trees from `first` on: as many as make PART_ROWS rows and fit with all
@@ -265,7 +314,7 @@ static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t fir
     const bon_arch *a = &b->model->arch;
     const size_t limit = larger(LOGIT_ROWS, LOGIT_BYTES / sizeof(float) / a->vocab);
     part next = {.source = &batch->trees[first], .first_row = batch->trees[first].first_row,
-                 .kept = a->layers};
+                 .kept = a->layers, .compares = batch->target_kl_weight != NULL};
     *p = next;
     for (size_t t = first; t < batch->n_trees; t++) {
         count_tree(&next, &batch->trees[t]);
@@ -279,31 +328,35 @@ static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t fir
     return BON_OK;
 }
 
+static void free_runs(const part *p, pass_tools *tools, pass_runs *texts)
+{
+    for (size_t r = 0; r < p->n_runs; r++) bon_seq_free(tools->cache, &texts->own[r]);
+}
+
 static void close_part(bon_backward *b, part *p)
 {
-    for (size_t r = 0; r < p->n_runs; r++) bon_seq_free(b->cache, &p->own[r]);
+    free_runs(p, &b->own, &p->own);
+    if (p->compares) free_runs(p, &b->other, &p->other);
 }
 
 /* The trees as runs of one pass: a prompt's own sequence, and a view of it at full
  * length that its branches have as prefix. */
-static bon_status make_runs(bon_backward *b, part *p)
+static bon_status make_runs(const part *p, pass_tools *tools, pass_runs *texts)
 {
     size_t row = 0, n = 0;
     for (size_t t = 0; t < p->n_trees; t++) {
         const bon_tree *tree = &p->source[t];
-        p->trees[t] = *tree;
-        p->trees[t].first_row = row;
         for (size_t i = 0; i <= tree->branches; i++) {
             const size_t rows = i == 0 ? tree->prompt_rows : tree->branch_rows[i - 1];
             if (rows == 0) continue;
-            const bon_status status = bon_seq_reserve(b->cache, &p->own[n], rows);
+            const bon_status status = bon_seq_reserve(tools->cache, &texts->own[n], rows);
             if (status != BON_OK) return status;
             if (i == 0) {
-                p->prompts[t] = p->own[n];
-                p->prompts[t].length = rows;
+                texts->prompts[t] = texts->own[n];
+                texts->prompts[t].length = rows;
             }
-            p->runs[n] = (bon_run){.prefix = i == 0 ? NULL : &p->prompts[t], .own = &p->own[n],
-                                   .first_row = row, .rows = rows};
+            texts->runs[n] = (bon_run){.prefix = i == 0 ? NULL : &texts->prompts[t],
+                                       .own = &texts->own[n], .first_row = row, .rows = rows};
             row += rows;
             n++;
         }
@@ -311,10 +364,25 @@ static bon_status make_runs(bon_backward *b, part *p)
     return BON_OK;
 }
 
-/* Memory, cache and runs of a planned part. */
+/* Room for the pass of one model over a part, and its runs. */
+static bon_status open_pass(const bon_model *model, const part *p, pass_tools *tools,
+                            pass_runs *texts)
+{
+    const bon_arch *a = &model->arch;
+    memset(texts->own, 0, p->n_runs * sizeof *texts->own);
+    bon_status status = bon_work_reserve(tools->work, p->rows, p->n_runs, p->context);
+    if (status == BON_OK && p->blocks > tools->blocks) {
+        bon_cache_destroy(tools->cache);
+        tools->blocks = 0;
+        status = bon_cache_create(1, a->kv_heads, a->head_dim, p->blocks, &tools->cache);
+        if (status == BON_OK) tools->blocks = p->blocks;
+    }
+    return status == BON_OK ? make_runs(p, tools, texts) : status;
+}
+
+/* Memory, caches and runs of a planned part. */
 static bon_status open_part(bon_backward *b, part *p)
 {
-    const bon_arch *a = &b->model->arch;
     const size_t bytes = lay_out(b, p, NULL);
     if (bytes > b->arena_bytes) {
         free(b->arena);
@@ -323,17 +391,17 @@ static bon_status open_part(bon_backward *b, part *p)
         b->arena_bytes = bytes;
     }
     lay_out(b, p, b->arena);
-    memset(p->own, 0, p->n_runs * sizeof *p->own);
-    if (p->blocks > b->cache_blocks) {
-        bon_cache_destroy(b->cache);
-        b->cache_blocks = 0;
-        const bon_status status =
-            bon_cache_create(1, a->kv_heads, a->head_dim, p->blocks, &b->cache);
-        if (status != BON_OK) return status;
-        b->cache_blocks = p->blocks;
+    for (size_t t = 0, row = 0; t < p->n_trees; t++) {
+        p->trees[t] = p->source[t];
+        p->trees[t].first_row = row;
+        if (t + 1 < p->n_trees) row += p->source[t + 1].first_row - p->source[t].first_row;
     }
-    bon_status status = bon_work_reserve(b->work, p->rows, p->n_runs, p->context);
-    if (status == BON_OK) status = make_runs(b, p);
+    bon_status status = open_pass(b->model, p, &b->own, &p->own);
+    if (status != BON_OK) {
+        free_runs(p, &b->own, &p->own);
+        return status;
+    }
+    if (p->compares) status = open_pass(b->reference, p, &b->other, &p->other);
     if (status != BON_OK) close_part(b, p);
     return status;
 }
@@ -345,7 +413,7 @@ static bon_results results_of(const bon_backward *b, const part *p, size_t layer
     const size_t first_kept = a->layers - p->kept;
     const size_t set = layer < first_kept ? 0 : layer - first_kept + (first_kept > 0);
     float *at = p->results + set * results_floats(a, p->rows);
-    bon_results r = bon_work_results(b->work);
+    bon_results r = bon_work_results(b->own.work);
     r.turned = r.qkv; /* the workspace holds what is quickly made again */
     r.gated = r.gate_up;
     r.x = p->x + layer * p->rows * a->hidden;
@@ -436,7 +504,7 @@ static bon_status project_backward(bon_backward *b, const part *p, const bon_pas
     bon_matrix_transpose(linear->weight, transposed, b->threads);
     bon_status status = bon_matrix_multiply(transposed, BON_PREFILL, dy, p->rows, outputs, d_from,
                                             inputs, b->threads);
-    bon_adapter_scratch scratch = bon_work_adapters(b->work);
+    bon_adapter_scratch scratch = bon_work_adapters(b->own.work);
     scratch.gradient = p->gradient;
     for (size_t i = 0; i < BON_ADAPTERS && status == BON_OK; i++)
         if (linear->adapters[i].a)
@@ -522,7 +590,7 @@ static bon_status backward_layer(bon_backward *b, const part *p, const bon_pass 
     const bon_arch *a = &b->model->arch;
     const bon_layer *w = &b->model->layers[layer];
     const bon_results at = results_of(b, p, layer);
-    float *const h = bon_work_results(b->work).o; /* the workspace's [rows, hidden] */
+    float *const h = bon_work_results(b->own.work).o; /* the workspace's [rows, hidden] */
     const int threads = b->threads;
     bon_status status = BON_OK;
     if (layer < a->layers - p->kept) status = bon_forward_layer(pass, layer, &at);
@@ -560,32 +628,55 @@ static bon_status backward_layer(bon_backward *b, const part *p, const bon_pass 
 
 /* -- targets --------------------------------------------------------------- */
 
+/* Soft-caps a row of logits; slopes gets the derivative. */
+static void softcap(const bon_arch *a, float *logits, float *slopes)
+{
+    bon_vec_softcap(logits, a->vocab, a->final_softcap);
+    for (size_t i = 0; i < a->vocab; i++) {
+        const float part_of_cap = logits[i] / a->final_softcap;
+        slopes[i] = 1.0f - part_of_cap * part_of_cap;
+    }
+}
+
+/* others [vocab] = log p - log q, from logits of p and of q; x is 1/temperature. */
+static void log_ratios(const float *logits, float *others, size_t vocab, float x)
+{
+    const float shift = bon_vec_log_sum_exp(others, vocab, x)
+                        - bon_vec_log_sum_exp(logits, vocab, x);
+    for (size_t i = 0; i < vocab; i++) others[i] = (logits[i] - others[i]) * x + shift;
+}
+
 /* One row of logits with its targets from..to-1: their log-probabilities, and the
- * gradient in the logits in place. */
+ * gradient in the logits in place. others: NULL, or the row of the reference's logits. */
 static void log_softmax_backward(const bon_arch *a, const bon_batch *batch, size_t from,
-                                 size_t to, float *logits, float *slopes, float *values)
+                                 size_t to, float *logits, float *slopes, float *others,
+                                 float *values)
 {
     const size_t vocab = a->vocab;
-    const float t = batch->temperature;
-    if (a->final_softcap > 0.0f) {
-        bon_vec_softcap(logits, vocab, a->final_softcap);
-        for (size_t i = 0; i < vocab; i++) {
-            const float part_of_cap = logits[i] / a->final_softcap;
-            slopes[i] = 1.0f - part_of_cap * part_of_cap;
-        }
+    const float x = 1.0f / batch->temperature;
+    if (a->final_softcap > 0.0f) softcap(a, logits, slopes);
+    if (others) log_ratios(logits, others, vocab, x);
+    const float top = bon_vec_max(logits, vocab) * x;
+    float weight = 0.0f, kl_weight = 0.0f;
+    for (size_t t = from; t < to; t++) {
+        values[t] = logits[batch->target_token[t]] * x - top;
+        weight += batch->target_weight[t];
+        if (others) kl_weight += batch->target_kl_weight[t];
     }
-    const float top = bon_vec_max(logits, vocab);
-    float total = 0.0f;
-    for (size_t i = from; i < to; i++) {
-        values[i] = (logits[batch->target_token[i]] - top) / t;
-        total += batch->target_weight[i];
+    bon_vec_scale(logits, vocab, x);
+    const float sum = bon_vec_exp_sum(logits, vocab, top);
+    bon_vec_scale(logits, vocab, 1.0f / sum);
+    if (others) {
+        const float kl = (float)bon_vec_dot(logits, others, vocab);
+        for (size_t t = from; t < to; t++) batch->target_kl[t] = kl;
+        for (size_t i = 0; i < vocab; i++)
+            logits[i] *= (kl_weight * (others[i] - kl) - weight) * x;
+    } else {
+        bon_vec_scale(logits, vocab, -weight * x);
     }
-    if (t != 1.0f) bon_vec_scale(logits, vocab, 1.0f / t);
-    const float sum = bon_vec_exp_sum(logits, vocab, t != 1.0f ? top * (1.0f / t) : top);
-    bon_vec_scale(logits, vocab, -total / (sum * t));
-    for (size_t i = from; i < to; i++) {
-        values[i] -= logf(sum);
-        logits[batch->target_token[i]] += batch->target_weight[i] / t;
+    for (size_t t = from; t < to; t++) {
+        values[t] -= logf(sum);
+        logits[batch->target_token[t]] += batch->target_weight[t] * x;
     }
     if (a->final_softcap > 0.0f)
         for (size_t i = 0; i < vocab; i++) logits[i] *= slopes[i];
@@ -627,9 +718,24 @@ static size_t pick_rows(const part *p, const bon_batch *batch, size_t first)
     return count;
 }
 
+/* The reference's logits of the picked rows, from its final hidden states. */
+static bon_status other_logits(const bon_backward *b, const part *p, const bon_batch *batch,
+                               size_t rows, const float *other_hidden)
+{
+    const size_t hidden = b->reference->arch.hidden;
+    for (size_t r = 0; r < rows; r++) {
+        const size_t row = batch->target_row[p->picked_row[r]] - p->first_row;
+        memcpy(p->other_picked + r * hidden, other_hidden + row * hidden,
+               hidden * sizeof(float));
+    }
+    return bon_model_logits(b->reference, BON_PREFILL, p->other_picked, rows, p->others,
+                            b->threads);
+}
+
 /* d_picked from the final hidden states `picked` of some rows. */
 static bon_status head_backward(bon_backward *b, const part *p, const bon_batch *batch,
-                                size_t rows, const bon_model_grad *grad, float *values)
+                                size_t rows, const float *other_hidden,
+                                const bon_model_grad *grad, float *values)
 {
     const bon_model *model = b->model;
     const bon_arch *a = &model->arch;
@@ -642,13 +748,16 @@ static bon_status head_backward(bon_backward *b, const part *p, const bon_batch 
                             values);
         return BON_OK;
     }
-    const bon_status status = bon_matrix_multiply(model->head, BON_PREFILL, p->picked, rows,
-                                                  hidden, p->logits, vocab, threads);
+    bon_status status = bon_matrix_multiply(model->head, BON_PREFILL, p->picked, rows, hidden,
+                                            p->logits, vocab, threads);
+    if (status == BON_OK && other_hidden)
+        status = other_logits(b, p, batch, rows, other_hidden);
     if (status != BON_OK) return status;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * vocab > BON_PARALLEL_ABOVE / 4)
     for (size_t r = 0; r < rows; r++)
         log_softmax_backward(a, batch, p->picked_row[r], p->picked_row[r + 1],
-                             p->logits + r * vocab, p->slopes + r * vocab, values);
+                             p->logits + r * vocab, p->slopes + r * vocab,
+                             other_hidden ? p->others + r * vocab : NULL, values);
     if (grad->head)
         bon_matrix_gradient(vocab, hidden, p->logits, vocab, p->picked, hidden, rows, grad->head,
                             p->gradient, threads);
@@ -658,14 +767,14 @@ static bon_status head_backward(bon_backward *b, const part *p, const bon_batch 
 
 /* Values of the targets, and g = the gradient of the stream behind the last layer. */
 static bon_status targets_backward(bon_backward *b, const part *p, const bon_pass *pass,
-                                   const bon_batch *batch, const bon_model_grad *grad,
-                                   float *values)
+                                   const bon_batch *batch, const float *other_hidden,
+                                   const bon_model_grad *grad, float *values)
 {
     const bon_model *model = b->model;
     const bon_arch *a = &model->arch;
     const size_t hidden = a->hidden, bytes = hidden * sizeof(float);
     const float *x = p->x + a->layers * p->rows * hidden;
-    float *const stream = bon_work_results(b->work).x; /* the rows of x that were picked */
+    float *const stream = bon_work_results(b->own.work).x; /* the rows of x that were picked */
     memset(p->g, 0, p->rows * bytes);
     for (size_t t = p->first_target; t < p->first_target + p->targets;) {
         if (bon_should_stop(pass->poll)) return BON_ERR_INTERRUPTED;
@@ -675,7 +784,7 @@ static bon_status targets_backward(bon_backward *b, const part *p, const bon_pas
             memcpy(stream + r * hidden,
                    x + (batch->target_row[p->picked_row[r]] - p->first_row) * hidden, bytes);
         bon_norm_rows(a, p->picked, stream, model->final_norm, rows, b->threads);
-        const bon_status status = head_backward(b, p, batch, rows, grad, values);
+        const bon_status status = head_backward(b, p, batch, rows, other_hidden, grad, values);
         if (status != BON_OK) return status;
         for (size_t i = t; i < p->picked_row[rows]; i++)
             if (!isfinite(values[i])) return BON_ERR_NOT_FINITE;
@@ -696,15 +805,21 @@ static bon_status run_part(bon_backward *b, part *p, const bon_batch *batch,
 {
     const bon_arch *a = &b->model->arch;
     const int32_t *tokens = batch->tokens + p->first_row;
-    bon_pass pass = {.model = b->model, .work = b->work, .cache = b->cache,
-                     .phase = BON_PREFILL, .runs = p->runs, .n_runs = p->n_runs, .poll = poll};
+    bon_pass pass = {.model = b->model, .work = b->own.work, .cache = b->own.cache,
+                     .phase = BON_PREFILL, .runs = p->own.runs, .n_runs = p->n_runs,
+                     .poll = poll};
+    const float *other_hidden = NULL;
     bon_status status = BON_OK;
+    if (p->compares)
+        status = bon_model_forward(b->reference, b->other.work, b->other.cache, BON_PREFILL,
+                                   tokens, p->other.runs, p->n_runs, poll, &other_hidden);
     bon_forward_begin(&pass, tokens, p->x);
     for (size_t l = 0; l < a->layers && status == BON_OK; l++) {
         const bon_results at = results_of(b, p, l);
         status = bon_forward_layer(&pass, l, &at);
     }
-    if (status == BON_OK) status = targets_backward(b, p, &pass, batch, grad, values);
+    if (status == BON_OK)
+        status = targets_backward(b, p, &pass, batch, other_hidden, grad, values);
     for (size_t l = a->layers; l-- > 0 && status == BON_OK;)
         status = backward_layer(b, p, &pass, l, &grad->layers[l]);
     if (status == BON_OK && grad->embed) {

@@ -5,7 +5,11 @@
  *   sum_t weight[t] * log p(token[t] | what row t has read)      of a language model
  *   sum_t weight[t] * score of label token[t] behind row t       of a score head
  *
- * and bon_backward adds its gradient in every weight to given arrays. Texts come
+ * plus, for a language model with a reference, the exact divergence at each target,
+ *
+ *   sum_t kl_weight[t] * KL(p || p of the reference)  at the row of t, over the vocabulary
+ *
+ * and bon_backward_run adds its gradient in every weight to given arrays. Texts come
  * as trees (attention_grad.h): a prompt is computed once for all samples that
  * continue it, forward and backward.
  *
@@ -35,6 +39,10 @@ typedef struct {
     /* NULL, or [targets] in [0, 1], of a score head: the objective is then
      * -sum weight * cross-entropy of sigmoid(score) with these probabilities. */
     const float *target_probability;
+    /* NULL, or [targets]: weights of the divergence from a reference model, and where its
+     * values [targets], in nats, go. */
+    const float *target_kl_weight;
+    float *target_kl;
     float temperature; /* > 0, of log p; 1 for scores */
 } bon_batch;
 
@@ -67,6 +75,12 @@ typedef struct bon_backward bon_backward; /* scratch, and weights the other way 
 BON_MUST_CHECK bon_status bon_backward_create(const bon_model *model, size_t memory,
                                               bon_backward **out);
 void bon_backward_destroy(bon_backward *backward); /* accepts NULL */
+
+/* The model that batches with target_kl_weight are held against: predicts tokens over
+ * the same vocabulary with no smaller context, and outlives `backward`. BON_ERR_DOMAIN
+ * if not. */
+BON_MUST_CHECK bon_status bon_backward_set_reference(bon_backward *backward,
+                                                     const bon_model *reference);
 
 /* To be called when the model's weights have changed. */
 void bon_backward_refresh(bon_backward *backward);

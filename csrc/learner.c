@@ -159,6 +159,11 @@ bon_status bon_learner_accumulate(bon_learner *learner, const bon_batch *batch,
     return bon_backward_run(learner->backward, batch, &learner->grad, poll, values);
 }
 
+bon_status bon_learner_set_reference(bon_learner *learner, const bon_model *reference)
+{
+    return bon_backward_set_reference(learner->backward, reference);
+}
+
 void bon_learner_zero(bon_learner *learner)
 {
     for (size_t i = 0; i < learner->count; i++)

@@ -37,6 +37,9 @@ void bon_learner_destroy(bon_learner *learner); /* accepts NULL */
 BON_MUST_CHECK bon_status bon_learner_accumulate(bon_learner *learner, const bon_batch *batch,
                                                  const bon_poll *poll, float *values);
 void bon_learner_zero(bon_learner *learner);
+/* As bon_backward_set_reference. */
+BON_MUST_CHECK bon_status bon_learner_set_reference(bon_learner *learner,
+                                                    const bon_model *reference);
 
 /* sqrt of the sum of all squares of the gradient. */
 double bon_learner_norm(const bon_learner *learner);

@@ -5,7 +5,8 @@
 
 typedef struct {
     PyObject_HEAD
-    PyObject *model; /* the Model object, kept alive */
+    PyObject *model;     /* the Model object, kept alive */
+    PyObject *reference; /* another, or NULL */
     bon_learner *learner;
     bool busy;       /* a call runs without the GIL */
 } LearnerObject;
@@ -39,6 +40,7 @@ static void Learner_dealloc(LearnerObject *self)
     PyTypeObject *type = Py_TYPE(self);
     bon_learner_destroy(self->learner);
     Py_XDECREF(self->model);
+    Py_XDECREF(self->reference);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -102,24 +104,30 @@ static bon_tree *read_trees(PyObject *prompts, PyObject *counts, PyObject *lengt
 
 PyDoc_STRVAR(Learner_accumulate_doc,
 "accumulate($self, tokens, prompt_rows, branches, branch_rows, target_row, target_token,\n"
-"           target_weight, temperature, target_probability=None, /)\n--\n\n"
-"Adds a batch's gradient; float32 [targets] of log-probabilities or scores.");
+"           target_weight, temperature, target_probability=None, target_kl_weight=None, /)\n"
+"--\n\n"
+"Adds a batch's gradient. Two float32 arrays [targets]: log-probabilities or scores, and\n"
+"divergences from the reference or None.");
 
 static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
 {
     PyObject *tokens, *prompts, *counts, *lengths, *rows_of, *target_tokens, *weights;
-    PyObject *probabilities = Py_None;
+    PyObject *probabilities = Py_None, *kl_weights = Py_None;
     float temperature;
     bon_batch batch = {0};
     size_t rows = 0;
-    if (!PyArg_ParseTuple(args, "OOOOOOOf|O:accumulate", &tokens, &prompts, &counts, &lengths,
-                          &rows_of, &target_tokens, &weights, &temperature, &probabilities))
+    if (!PyArg_ParseTuple(args, "OOOOOOOf|OO:accumulate", &tokens, &prompts, &counts, &lengths,
+                          &rows_of, &target_tokens, &weights, &temperature, &probabilities,
+                          &kl_weights))
         return NULL;
+    if (kl_weights != Py_None && self->reference == NULL)
+        return PyErr_Format(PyExc_ValueError, "target_kl_weight needs a reference");
     if (!(temperature > 0.0f && temperature <= 1e30f))
         return PyErr_Format(PyExc_ValueError, "need a finite temperature > 0");
     bon_tree *trees = read_trees(prompts, counts, lengths, &batch.n_trees, &rows);
     if (trees == NULL) return NULL;
-    PyArrayObject *values = NULL;
+    PyArrayObject *values = NULL, *divergences = NULL;
+    PyObject *result = NULL;
     batch.trees = trees;
     batch.temperature = temperature;
     batch.targets = length_of(rows_of);
@@ -131,7 +139,10 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
                  get_part(weights, NPY_FLOAT, batch.targets, "target_weight"))
         || (probabilities != Py_None
             && !(batch.target_probability =
-                     get_part(probabilities, NPY_FLOAT, batch.targets, "target_probability"))))
+                     get_part(probabilities, NPY_FLOAT, batch.targets, "target_probability")))
+        || (kl_weights != Py_None
+            && !(batch.target_kl_weight =
+                     get_part(kl_weights, NPY_FLOAT, batch.targets, "target_kl_weight"))))
         goto done;
     size_t index;
     long found;
@@ -142,10 +153,11 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
     }
     const npy_intp shape = (npy_intp)batch.targets;
     values = (PyArrayObject *)PyArray_SimpleNew(1, &shape, NPY_FLOAT);
-    if (values == NULL || enter(self) < 0) {
-        Py_CLEAR(values);
+    if (batch.target_kl_weight)
+        divergences = (PyArrayObject *)PyArray_SimpleNew(1, &shape, NPY_FLOAT);
+    if (values == NULL || (batch.target_kl_weight && divergences == NULL) || enter(self) < 0)
         goto done;
-    }
+    if (divergences) batch.target_kl = PyArray_DATA(divergences);
     py_poll poll;
     py_poll_begin(&poll);
     const bon_status status =
@@ -153,15 +165,36 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
     if (status != BON_OK) bon_learner_zero(self->learner);
     py_poll_end(&poll);
     self->busy = false;
-    if (status != BON_OK) Py_CLEAR(values);
-    if (status == BON_ERR_FULL)
+    if (status == BON_OK)
+        result = PyTuple_Pack(2, values, divergences ? (PyObject *)divergences : Py_None);
+    else if (status == BON_ERR_FULL)
         PyErr_Format(PyExc_MemoryError, "one prompt with its completions does not fit into the "
                                         "memory for training: allow more, or split them");
-    else if (status != BON_OK)
+    else
         raise_engine_status(status);
 done:
+    Py_XDECREF(values);
+    Py_XDECREF(divergences);
     PyMem_Free(trees);
-    return (PyObject *)values;
+    return result;
+}
+
+PyDoc_STRVAR(Learner_set_reference_doc,
+"set_reference($self, model, /)\n--\n\n"
+"The model that divergences are taken from: of the same vocabulary.");
+
+static PyObject *Learner_set_reference(LearnerObject *self, PyObject *object)
+{
+    bon_model *reference = bon_model_of(object);
+    if (reference == NULL || enter(self) < 0) return NULL;
+    const bon_status status = bon_learner_set_reference(self->learner, reference);
+    self->busy = false;
+    if (status == BON_ERR_DOMAIN)
+        return PyErr_Format(PyExc_ValueError, "a reference predicts tokens of the same vocabulary "
+                                              "and has no smaller context");
+    if (status != BON_OK) return raise_engine_status(status);
+    Py_XSETREF(self->reference, Py_NewRef(object));
+    Py_RETURN_NONE;
 }
 
 /* -- steps ----------------------------------------------------------------- */
@@ -323,6 +356,7 @@ static int set_steps(LearnerObject *self, PyObject *value, void *Py_UNUSED(closu
 
 static PyMethodDef methods[] = {
     {"accumulate", (PyCFunction)Learner_accumulate, METH_VARARGS, Learner_accumulate_doc},
+    {"set_reference", (PyCFunction)Learner_set_reference, METH_O, Learner_set_reference_doc},
     {"zero", (PyCFunction)Learner_zero, METH_NOARGS, Learner_zero_doc},
     {"norm", (PyCFunction)Learner_norm, METH_NOARGS, Learner_norm_doc},
     {"step", (PyCFunction)Learner_step, METH_VARARGS, Learner_step_doc},

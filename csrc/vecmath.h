@@ -221,6 +221,20 @@ static inline float bon_vec_exp_sum(float *x, size_t n, float shift)
 
 /* -- maps of a row --------------------------------------------------------- */
 
+/* log of the sum of exp(factor * x); x [n], n >= 1, none NaN, at least one finite. */
+static inline float bon_vec_log_sum_exp(const float *x, size_t n, float factor)
+{
+    const __m256 by = _mm256_set1_ps(factor);
+    const float top = factor * bon_vec_max(x, n);
+    const __m256 shift = _mm256_set1_ps(top);
+    bon_sum8 sum = bon_sum8_zero();
+    for (size_t i = 0; i < n; i += BON_LANES) {
+        const __m256 v = _mm256_mul_ps(bon_load_first(x + i, n - i, -INFINITY), by);
+        bon_sum8_add(&sum, bon_exp8(_mm256_sub_ps(v, shift)));
+    }
+    return top + (float)log(bon_sum8_total(&sum));
+}
+
 /* x [n] *= factor. */
 static inline void bon_vec_scale(float *x, size_t n, float factor)
 {
