@@ -40,19 +40,22 @@ def expected(p, draws, values):
     return np.prod(p[draws], axis=1) @ values
 
 
-def expected_gradient(theta, draws, weights):
-    """[m]: expectation over tuples draws [T, n] of sum_i weights[t, i] * d log p(y_i)."""
+def expected_gradient(theta, draws, weights, orders=1.0):
+    """[m]: expectation over tuples draws [T, n] of sum_i weights[t, i] * d log p(y_i).
+
+    orders [T]: how many tuples each stands for; see multisets.
+    """
     p = softmax(np.asarray(theta, np.float64))
-    chances = np.prod(p[draws], axis=1)
+    chances = np.prod(p[draws], axis=1) * orders
     per_outcome = np.zeros(len(p))
     np.add.at(per_outcome, draws, chances[:, None] * weights)
     return score_gradient(p, per_outcome)
 
 
-def gradient_variance(theta, draws, weights):
+def gradient_variance(theta, draws, weights, orders=1.0):
     """Sum over theta of the variance of sum_i weights[t, i] * d log p(y_i)."""
     p = softmax(np.asarray(theta, np.float64))
-    chances = np.prod(p[draws], axis=1)
+    chances = np.prod(p[draws], axis=1) * orders
     each = np.zeros((len(draws), len(p)))
     np.add.at(each, (np.arange(len(draws))[:, None], draws), weights)
     each -= weights.sum(1)[:, None] * p
@@ -80,3 +83,15 @@ def bon_law(p, scores, k):
     draws = tuples(m, k)
     rows = [expected(p, draws, best_of(draws, scores, np.eye(m)[y])) for y in range(m)]
     return np.array(rows)
+
+
+def multisets(m, n):
+    """int [C, n] and float [C]: all draws without their order, and how many orders each has.
+
+    For whatever does not depend on the order of the samples: many fewer than m**n tuples.
+    """
+    rows = list(itertools.combinations_with_replacement(range(m), n))
+    draws = np.array(rows, np.int64)
+    counts = np.stack([(draws == y).sum(1) for y in range(m)], axis=1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    return draws, np.exp(log_factorial[n] - log_factorial[counts].sum(1))

@@ -50,7 +50,7 @@ class BonRlb(Loss):
     ``weight_i = -(k/n) f**(k-1) (R_i - mean of the others)``,
 
     and bounded, ``-(k/n) f**(k-1) (R_i - (1 - f))``. Unbiased for a given ``fail`` [P]. With f
-    estimated it is biased, and how much depends on f: with f = 0.737, the expectation is
+    estimated it is biased, and how much depends on f: with f = 0.7355, the expectation is
     0.75, 0.82, 0.93 of the gradient for (k, n) = (3, 4), (4, 6), (8, 6) from all samples, and
     1.12, 1.21, 2.61 from the others, which is unbiased for k = 2 (docs/design/losses.md).
     `bon` is unbiased for n >= k. With "penalise" and clip, an estimate of f is at most ``1 -
