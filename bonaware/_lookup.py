@@ -17,7 +17,7 @@ def available(package: str) -> tuple[str, ...]:
     Examples
     --------
     >>> available("bonaware.verifiers")
-    ('exact', 'likelihood', 'self_certainty')
+    ('exact', 'likelihood', 'reward_model', 'self_certainty')
     """
     path = importlib.import_module(package).__path__
     names = (module.name for module in pkgutil.iter_modules(path))

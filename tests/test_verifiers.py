@@ -1,8 +1,13 @@
 """bonaware.verifiers: what a selector sees."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+from tiny import PIECES
 
+import bonaware as bon
 from bonaware import tasks, verifiers
 from bonaware.samples import Sample, Samples
 
@@ -24,7 +29,7 @@ PROBLEMS = [tasks.Problem(id="0", prompt="p", answer=["sun"])]
 
 
 def test_every_verifier_file_is_available():
-    assert {"exact", "likelihood", "self_certainty"} <= set(verifiers.available())
+    assert {"exact", "likelihood", "reward_model", "self_certainty"} <= set(verifiers.available())
     with pytest.raises(ValueError, match=r"no 'oracle' in bonaware\.verifiers; there are: exact"):
         verifiers.get("oracle")
 
@@ -76,6 +81,104 @@ def test_a_sample_without_tokens_is_no_division_by_zero():
     empty = Samples.from_list(["p"], [sample(0, [], [], "")], n=1)
     assert verifiers.get("likelihood", normalize="length").score(PROBLEMS, empty)[0, 0] == 0
     assert np.isnan(verifiers.get("self_certainty").score(PROBLEMS, empty)[0, 0])
+
+
+# -- reward_model ------------------------------------------------------------
+
+AB = [tasks.Problem(id=str(p), prompt=text, answer=None) for p, text in enumerate(["ab", "cc"])]
+
+
+@pytest.fixture
+def judge(tiny, tmp_path):
+    """A folder with a reward model of eleven tokens, whose end token is 1."""
+    pytest.importorskip("bonaware._engine", reason="the engine is not built")
+    path = tmp_path / "judge"
+    shutil.copytree(tiny("counting", labels=1, tokenizer=True), path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": 1}))
+    return path
+
+
+@pytest.fixture
+def drawn(tiny):
+    """Samples of a policy with the same tokenizer, some ended by token 1, some by a stop string."""
+    pytest.importorskip("bonaware._engine", reason="the engine is not built")
+    lm = bon.LM.load(tiny("counting", tokenizer=True, eos=[1]), threads=1)
+    drawn = lm.generate(["ab", "cc"], n=24, max_new_tokens=9, stop_strings=["c."], rng=1)
+    assert set(drawn.finish_reason.flat) == {"eos", "stop", "length"}
+    return drawn
+
+
+def test_reward_model_scores_the_tokens_as_drawn(judge, drawn):
+    verifier = verifiers.get("reward_model", model=judge)
+    lm = verifier.model
+    want = np.array(lm.scores(["ab", "cc"], drawn.tokens), np.float64)
+    scores = verifier.score(AB, drawn)
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(scores, want)
+    np.testing.assert_array_equal(verifiers.get("reward_model", model=lm).score(AB, drawn), want)
+    assert repr(verifier) == "RewardModel('judge')"
+
+
+def test_reward_model_does_not_depend_on_other_samples(judge, drawn):
+    verifier = verifiers.get("reward_model", model=judge)
+    want = verifier.score(AB, drawn)
+    some = [sample for sample in drawn if sample.index % 3 == 0]
+    got = verifier.score(AB, Samples.from_list(drawn.prompts, some, n=30))
+    np.testing.assert_array_equal(got[:, :24:3], want[:, ::3])
+    assert np.isnan(np.delete(got, np.s_[:24:3], axis=1)).all()
+    assert verifier.score([], Samples.from_list([], [], n=2)).shape == (0, 0)
+
+
+def swap_letters(path):
+    """Gives a folder another tokenizer: the ids of "a" and "b" are exchanged."""
+    text = (path / "tokenizer.json").read_text()
+    tokenizer = json.loads(text)
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_reward_model_encodes_the_text_anew_for_another_tokenizer(judge, drawn):
+    swap_letters(judge)
+    lm = bon.LM.load(judge, threads=1)
+    scores = verifiers.get("reward_model", model=lm).score(AB, drawn)
+    anew = 0
+    for p, prompt in enumerate(["ab", "cc"]):
+        for i, sample in enumerate(drawn[p]):
+            encoded = lm.tokenizer.encode(sample.text, add_special_tokens=False).tolist()
+            ends = [1] if sample.finish_reason == "eos" else []
+            same = not {PIECES.index("a"), PIECES.index("b")}.intersection(sample.tokens.tolist())
+            tokens = sample.tokens if same else encoded + ends
+            anew += not same
+            assert scores[p, i] == lm.scores([prompt], [[tokens]])[0][0]
+    assert 10 < anew < 48
+
+
+def test_reward_model_of_another_tokenizer_needs_prompts_as_text(judge, drawn):
+    swap_letters(judge)
+    given = Samples.from_list([[2, 3], [4, 4]], drawn, n=24)
+    with pytest.raises(ValueError, match=r"sample \d+ of prompt 0 do not mean its text to "
+                                         "the tokenizer of judge: give prompts as text"):
+        verifiers.get("reward_model", model=judge).score(AB, given)
+
+
+def test_reward_model_takes_tokens_where_there_is_no_text(judge, tiny):
+    mute = bon.LM.load(tiny("counting"), threads=1).generate([[7], [4, 4]], n=3, max_new_tokens=4)
+    verifier = verifiers.get("reward_model", model=judge)
+    want = verifier.model.scores([[7], [4, 4]], mute.tokens)
+    np.testing.assert_array_equal(verifier.score(AB, mute), want)
+
+
+def test_reward_model_needs_one_label(tiny, judge):
+    with pytest.raises(ValueError, match=r"a score head of 1 label, but counting.* has none"):
+        verifiers.get("reward_model", model=tiny("counting"))
+    with pytest.raises(ValueError, match=r"a score head of 1 label, but counting.* has 2 labels"):
+        verifiers.get("reward_model", model=tiny("counting", labels=2))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        verifiers.get("reward_model", model=judge / "nowhere")
+    with pytest.raises(ValueError, match="need one prompt per problem, got 0 prompts for 2"):
+        verifiers.get("reward_model", model=judge).score(AB, Samples.from_list([], [], n=2))
 
 
 # -- errors ------------------------------------------------------------------

@@ -32,7 +32,7 @@ def available() -> tuple[str, ...]:
     Examples
     --------
     >>> available()
-    ('exact', 'likelihood', 'self_certainty')
+    ('exact', 'likelihood', 'reward_model', 'self_certainty')
     """
     return _lookup.available(__name__)
 
@@ -46,6 +46,7 @@ def get(name: str, **options: Any) -> Verifier:
         One of `available()`:
         "exact", the task's own reward, a perfect selector;
         "likelihood", log-probability of the sample under the model;
+        "reward_model", what a model with a score head gives;
         "self_certainty", how far the model was from guessing, per token.
     **options
         Of that verifier; see its class.

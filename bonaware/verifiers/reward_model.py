@@ -1,0 +1,118 @@
+"""reward_model: what a model with a score head thinks of prompt and sample."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.lm import LM
+from bonaware.samples import Samples
+from bonaware.tasks import Problem
+from bonaware.verifiers import check_prompts
+
+__all__ = ["VERIFIER", "RewardModel"]
+
+
+@dataclass(frozen=True, repr=False)
+class RewardModel:
+    """Scores with a `...ForSequenceClassification` of one label.
+
+    Parameters
+    ----------
+    model : LM, str or path
+        The model, or what `LM.load` takes.
+
+    Raises
+    ------
+    ValueError
+        The model has no score head, or one of several labels.
+    OSError
+        model is a path, and no such model can be read.
+
+    Notes
+    -----
+    The prompt is encoded by this model: text with its special tokens, chats by its template.
+    Behind it stand the sample's tokens as they were drawn, with the end token and all of a stop
+    string, wherever they mean the sample's text to this model's tokenizer too, as they do when
+    policy and reward model have the same one. A sample whose tokens mean something else here is
+    encoded anew from its text; if it ended with an end token, this model's first one is added.
+    Where policy or reward model has no tokenizer, tokens are taken as drawn.
+
+    A sample's score does not depend on the samples around it.
+
+    Examples
+    --------
+    >>> verifier = RewardModel("models/reward")  # doctest: +SKIP
+    >>> verifier.score(problems, samples).shape  # doctest: +SKIP
+    (100, 32)
+    """
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, str | os.PathLike):
+            object.__setattr__(self, "model", LM.load(self.model))
+        if self.model.labels != 1:
+            found = f"{self.model.labels} labels" if self.model.labels else "none"
+            raise ValueError(f"verifier reward_model needs a model with a score head of 1 label, "
+                             f"but {self.model.name} has {found}")
+
+    def __repr__(self) -> str:
+        return f"RewardModel({self.model.name!r})"
+
+    def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
+        """Scores, shape [P, n], as the head gives them; NaN where there is no sample.
+
+        Raises
+        ------
+        ValueError
+            There is not one prompt per problem, a text is longer than the model's context, or
+            a prompt is given as ids of another tokenizer.
+        """
+        check_prompts(problems, samples)
+        scores = np.full(samples.valid.shape, np.nan)
+        for p, prompt in enumerate(samples.prompts):
+            drawn, ids = np.flatnonzero(samples.valid[p]), self.model.encode(prompt)
+            texts = [self._tokens(samples, p, i, ids) for i in drawn]
+            (scores[p, drawn],) = self.model.scores([ids], [texts])
+        return scores
+
+    def _tokens(self, samples: Samples, p: int, i: int,
+                prompt: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Tokens of a sample for this model."""
+        text, tokens, reason = (
+            table[p][i] for table in (samples.text, samples.tokens, samples.finish_reason))
+        tokenizer = self.model.tokenizer
+        if text is None or tokenizer is None or self._means(text, tokens, reason, prompt):
+            return tokens
+        if _is_ids(samples.prompts[p]):
+            raise ValueError(
+                f"the tokens of sample {samples.start + i} of prompt {p} do not mean its text to "
+                f"the tokenizer of {self.model.name}: give prompts as text, not as ids of another "
+                "tokenizer")
+        end = self.model.eos_token_ids[:1] if reason == "eos" else ()
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        return np.concatenate([encoded, np.array(end, np.int32)])
+
+    def _means(self, text: str, tokens: NDArray[np.int32], reason: str,
+               prompt: NDArray[np.int32]) -> bool:
+        """Whether the tokens are this text, ended like this, to this model's tokenizer."""
+        if (tokens >= self.model.arch.vocab).any():
+            return False
+        tokenizer = self.model.tokenizer
+        if reason == "eos":
+            if tokens[-1] not in {*self.model.eos_token_ids, *tokenizer.special_ids}:
+                return False
+            tokens = tokens[:-1]
+        found = tokenizer.decode_completion(prompt, tokens)
+        return found.startswith(text) if reason == "stop" else found == text
+
+
+def _is_ids(prompt: Any) -> bool:
+    return len(prompt) > 0 and isinstance(prompt[0], int | np.integer)
+
+
+VERIFIER = RewardModel
