@@ -17,7 +17,7 @@
 struct bon_work {
     const bon_model *model;
     int threads;
-    size_t rows, runs, context;
+    size_t rows, runs, context, rank; /* that there is room for */
     char *memory;    /* all of the below, 64-byte aligned */
     float *x;        /* [rows, hidden] the residual stream */
     float *normed;   /* [rows, hidden] what a block reads or adds */
@@ -92,7 +92,9 @@ size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t c
 
 bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t context)
 {
-    if (rows <= work->rows && runs <= work->runs && context <= work->context) return BON_OK;
+    if (rows <= work->rows && runs <= work->runs && context <= work->context
+        && work->model->rank <= work->rank)
+        return BON_OK;
     if (rows < work->rows) rows = work->rows;
     if (runs < work->runs) runs = work->runs;
     if (context < work->context) context = work->context;
@@ -108,12 +110,13 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
     work->rows = rows;
     work->runs = runs;
     work->context = context;
+    work->rank = work->model->rank;
     return BON_OK;
 }
 
 bon_adapter_scratch bon_work_adapters(const bon_work *work)
 {
-    float *const d_low = work->low + work->rows * work->model->rank;
+    float *const d_low = work->low + work->rows * work->rank;
     return (bon_adapter_scratch){.low = work->low, .d_low = d_low, .lift = work->lift};
 }
 
@@ -141,6 +144,7 @@ static bon_status project(const bon_pass *pass, const bon_linear *linear, const 
                           size_t ld, float *to)
 {
     if (bon_should_stop(pass->poll)) return BON_ERR_INTERRUPTED;
+    if (pass->work->rank < pass->model->rank) return BON_ERR_DOMAIN;
     const size_t outputs = bon_matrix_outputs(linear->weight);
     bon_status status = bon_matrix_multiply(linear->weight, pass->phase, from, pass->rows, ld, to,
                                             outputs, pass->work->threads);

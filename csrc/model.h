@@ -65,8 +65,8 @@ BON_MUST_CHECK bon_status bon_model_get(const bon_model *model, bon_slot slot, s
 bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer);
 
 /* Puts a low-rank adapter beside the product of BON_Q ... BON_DOWN in every layer; the
- * slots ..._A and ..._B then exist, with A and B zero. Before any workspace of the model
- * is made, since those hold scratch for it. BON_ERR_DOMAIN: another slot, rank < 1, or
+ * slots ..._A and ..._B then exist, with A and B zero. A workspace that was reserved
+ * before lacks scratch for it: its passes are BON_ERR_DOMAIN until it is reserved again. BON_ERR_DOMAIN: another slot, rank < 1, or
  * there is one. On an error the model has none. */
 BON_MUST_CHECK bon_status bon_model_add_adapter(bon_model *model, bon_slot slot, size_t rank,
                                                 float scale);

@@ -33,13 +33,20 @@ static int stop_for_signal(void *arg)
     return stop;
 }
 
-void py_poll_begin(py_poll *poll)
+int py_poll_begin(py_poll *poll, PyObject *model)
 {
-    *poll = (py_poll){.poll = {stop_for_signal, poll}, .next = seconds_now() + POLL_SECONDS};
+    if (bon_model_begin_use(model) < 0) return -1;
+    *poll = (py_poll){.poll = {stop_for_signal, poll}, .model = model,
+                      .next = seconds_now() + POLL_SECONDS};
     poll->state = PyEval_SaveThread();
+    return 0;
 }
 
-void py_poll_end(py_poll *poll) { PyEval_RestoreThread(poll->state); }
+void py_poll_end(py_poll *poll)
+{
+    PyEval_RestoreThread(poll->state);
+    bon_model_end_use(poll->model);
+}
 
 PyObject *raise_engine_status(bon_status status)
 {

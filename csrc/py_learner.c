@@ -56,6 +56,21 @@ static int enter(LearnerObject *self)
     return -1;
 }
 
+/* Around what changes the model's weights: 0, or -1 with RuntimeError set. */
+static int enter_change(LearnerObject *self)
+{
+    if (enter(self) < 0) return -1;
+    if (bon_model_begin_change(self->model) == 0) return 0;
+    self->busy = false;
+    return -1;
+}
+
+static void leave_change(LearnerObject *self)
+{
+    bon_model_end_change(self->model);
+    self->busy = false;
+}
+
 /* -- batches --------------------------------------------------------------- */
 
 /* One argument of accumulate: an array whose length is `length`. */
@@ -159,7 +174,10 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
         goto done;
     if (divergences) batch.target_kl = PyArray_DATA(divergences);
     py_poll poll;
-    py_poll_begin(&poll);
+    if (py_poll_begin(&poll, self->model) < 0) {
+        self->busy = false;
+        goto done;
+    }
     const bon_status status =
         bon_learner_accumulate(self->learner, &batch, &poll.poll, PyArray_DATA(values));
     if (status != BON_OK) bon_learner_zero(self->learner);
@@ -238,11 +256,11 @@ static PyObject *Learner_step(LearnerObject *self, PyObject *args)
         return PyErr_Format(PyExc_ValueError, "need lr >= 0, 0 <= beta1, beta2 < 1, eps > 0 and "
                                               "weight_decay >= 0");
     bon_status status;
-    if (enter(self) < 0) return NULL;
+    if (enter_change(self) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = bon_learner_step(self->learner, &o, scale);
     Py_END_ALLOW_THREADS
-    self->busy = false;
+    leave_change(self);
     if (status != BON_OK) return raise_engine_status(status);
     Py_RETURN_NONE;
 }
@@ -330,10 +348,10 @@ static PyObject *Learner_set(LearnerObject *self, PyObject *args)
     if (!PyArray_CompareLists(PyArray_DIMS(array), shape, ndim))
         return PyErr_Format(PyExc_ValueError, "slot %s must have shape [%zd, %zd]", slot_name,
                             shape[0], shape[1]);
-    if (enter(self) < 0) return NULL;
+    if (enter_change(self) < 0) return NULL;
     const bon_status status =
         bon_learner_set(self->learner, kind, slot, (size_t)layer, PyArray_DATA(array));
-    self->busy = false;
+    leave_change(self);
     if (status != BON_OK) return raise_engine_status(status);
     Py_RETURN_NONE;
 }

@@ -6,6 +6,8 @@
 typedef struct {
     PyObject_HEAD
     bon_model *model;
+    int users;     /* calls that read it now, perhaps without the GIL */
+    bool changing; /* a call changes it now */
 } ModelObject;
 
 /* Heap types live as long as the process; one interpreter only (module slots). */
@@ -20,6 +22,33 @@ bon_model *bon_model_of(PyObject *object)
     }
     return ((ModelObject *)object)->model;
 }
+
+int bon_model_begin_use(PyObject *model)
+{
+    ModelObject *self = (ModelObject *)model;
+    if (self->changing) {
+        PyErr_SetString(PyExc_RuntimeError, "another thread is changing the model's weights");
+        return -1;
+    }
+    self->users++;
+    return 0;
+}
+
+void bon_model_end_use(PyObject *model) { ((ModelObject *)model)->users--; }
+
+int bon_model_begin_change(PyObject *model)
+{
+    ModelObject *self = (ModelObject *)model;
+    if (self->users > 0 || self->changing) {
+        PyErr_SetString(PyExc_RuntimeError, "weights cannot be changed while another thread uses "
+                                            "the model");
+        return -1;
+    }
+    self->changing = true;
+    return 0;
+}
+
+void bon_model_end_change(PyObject *model) { ((ModelObject *)model)->changing = false; }
 
 /* -- architecture ---------------------------------------------------------- */
 
@@ -250,9 +279,11 @@ static PyObject *Model_set(ModelObject *self, PyObject *args)
                             "dimension(s) and %zd elements",
                             name, rows, cols, ndim, PyArray_SIZE(array));
     bon_status status;
+    if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = bon_model_set(self->model, slot, (size_t)layer, PyArray_DATA(array), dtype);
     Py_END_ALLOW_THREADS
+    bon_model_end_change((PyObject *)self);
     if (status != BON_OK) return raise_engine_status(status);
     Py_RETURN_NONE;
 }
@@ -309,8 +340,10 @@ static PyObject *Model_add_adapter(ModelObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "snf:add_adapter", &name, &rank, &scale)
         || bon_find_slot(name, &slot) < 0)
         return NULL;
+    if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
     const bon_status status =
         rank < 1 ? BON_ERR_DOMAIN : bon_model_add_adapter(self->model, slot, (size_t)rank, scale);
+    bon_model_end_change((PyObject *)self);
     if (status == BON_ERR_DOMAIN)
         return PyErr_Format(PyExc_ValueError,
                             "need rank >= 1 and a slot of q, k, v, o, gate, up, down without an "
@@ -323,7 +356,9 @@ PyDoc_STRVAR(Model_remove_adapters_doc, "remove_adapters($self, /)\n--\n\nRemove
 
 static PyObject *Model_remove_adapters(ModelObject *self, PyObject *Py_UNUSED(args))
 {
+    if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
     bon_model_remove_adapters(self->model);
+    bon_model_end_change((PyObject *)self);
     Py_RETURN_NONE;
 }
 
@@ -390,7 +425,10 @@ static PyObject *Model_set_route(ModelObject *self, PyObject *args)
         || !(matrix = matrix_at(self, index)) || find_phase(phase_name, &phase) < 0
         || find_route(route_name, &route) < 0)
         return NULL;
-    if (bon_matrix_set_route(matrix, phase, route) != BON_OK)
+    if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
+    const bon_status status = bon_matrix_set_route(matrix, phase, route);
+    bon_model_end_change((PyObject *)self);
+    if (status != BON_OK)
         return PyErr_Format(PyExc_ValueError, "route %s cannot serve this precision here",
                             route_name);
     Py_RETURN_NONE;
@@ -416,9 +454,11 @@ static PyObject *Model_measure(ModelObject *self, PyObject *args)
                             rows, repeats);
     bon_status status;
     const int threads = bon_model_threads(self->model);
+    if (bon_model_begin_use((PyObject *)self) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = bon_matrix_measure(matrix, route, (size_t)rows, repeats, threads, &seconds);
     Py_END_ALLOW_THREADS
+    bon_model_end_use((PyObject *)self);
     return status == BON_OK ? PyFloat_FromDouble(seconds) : raise_engine_status(status);
 }
 
@@ -493,7 +533,10 @@ static PyObject *Model_logits(ModelObject *self, PyObject *arg)
     if (out == NULL) return NULL;
     size_t bad;
     py_poll poll;
-    py_poll_begin(&poll);
+    if (py_poll_begin(&poll, (PyObject *)self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
     const bon_status status = bon_score_logits(self->model, PyArray_DATA(tokens), len,
                                                &poll.poll, PyArray_DATA(out), &bad);
     py_poll_end(&poll);
@@ -525,7 +568,10 @@ static PyObject *Model_logp(ModelObject *self, PyObject *args)
     if (out == NULL) return NULL;
     size_t bad;
     py_poll poll;
-    py_poll_begin(&poll);
+    if (py_poll_begin(&poll, (PyObject *)self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
     const bon_status status =
         bon_score_logp(self->model, t.prompt, t.prompt_len, t.completions, t.lengths, t.count,
                        temperature, &poll.poll, PyArray_DATA(out), &bad);
@@ -555,7 +601,10 @@ static PyObject *Model_score(ModelObject *self, PyObject *args)
     if (out == NULL) return NULL;
     size_t bad;
     py_poll poll;
-    py_poll_begin(&poll);
+    if (py_poll_begin(&poll, (PyObject *)self) < 0) {
+        Py_DECREF(out);
+        return NULL;
+    }
     const bon_status status =
         bon_score_values(self->model, t.prompt, t.prompt_len, t.completions, t.lengths, t.count,
                          &poll.poll, PyArray_DATA(out), &bad);

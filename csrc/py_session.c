@@ -188,12 +188,12 @@ static PyObject *Session_run(SessionObject *self, PyObject *arg)
     if (PyErr_Occurred()) return NULL;
     bon_session *session = use(self);
     if (session == NULL) return NULL;
-    self->busy = true;
     py_poll poll;
-    py_poll_begin(&poll);
+    if (py_poll_begin(&poll, self->model) < 0) return NULL;
+    self->busy = true;
     const bon_status status = bon_session_run(session, steps, &poll.poll);
-    py_poll_end(&poll);
     self->busy = false;
+    py_poll_end(&poll);
     if (status == BON_ERR_FULL)
         return PyErr_Format(PyExc_MemoryError,
                             "the memory budget has too few cache blocks for even one sample");
@@ -338,16 +338,15 @@ static PyObject *Session_ask(SessionObject *self, PyObject *args)
     PyArrayObject *logp = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT);
     PyArrayObject *logits = (PyArrayObject *)PyArray_SimpleNew(2, logits_shape, NPY_FLOAT);
     PyObject *result = NULL;
-    if (logp == NULL || logits == NULL) goto done;
-    self->busy = true;
     py_poll poll;
-    py_poll_begin(&poll);
+    if (logp == NULL || logits == NULL || py_poll_begin(&poll, self->model) < 0) goto done;
+    self->busy = true;
     const bon_status status = bon_session_ask(
         session, PyArray_DATA(samples), (size_t)shape[0], PyArray_DATA(question),
         (size_t)PyArray_DIM(question, 0), PyArray_DATA(named), (size_t)shape[1], &poll.poll,
         PyArray_DATA(logp), PyArray_DATA(logits));
-    py_poll_end(&poll);
     self->busy = false;
+    py_poll_end(&poll);
     if (status == BON_OK) result = PyTuple_Pack(2, logp, logits);
     else raise_ask_error(status, arch);
 done:
