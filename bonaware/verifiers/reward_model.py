@@ -76,15 +76,15 @@ class RewardModel:
         scores = np.full(samples.valid.shape, np.nan)
         for p, prompt in enumerate(samples.prompts):
             drawn, ids = np.flatnonzero(samples.valid[p]), self.model.encode(prompt)
-            texts = [self._tokens(samples, p, i, ids) for i in drawn]
+            texts = [self._tokens(samples, p, int(i), ids) for i in drawn]
             (scores[p, drawn],) = self.model.scores([ids], [texts])
         return scores
 
     def _tokens(self, samples: Samples, p: int, i: int,
                 prompt: NDArray[np.int32]) -> NDArray[np.int32]:
         """Tokens of a sample for this model."""
-        text, tokens, reason = (
-            table[p][i] for table in (samples.text, samples.tokens, samples.finish_reason))
+        text, tokens = samples.text[p][i], samples.tokens[p][i]
+        reason = str(samples.finish_reason[p, i])
         tokenizer = self.model.tokenizer
         if text is None or tokenizer is None or self._means(text, tokens, reason, prompt):
             return tokens
