@@ -212,6 +212,9 @@ class Trainer:
         loss = self._loss_now()
         rewards = as_floats(rewards, "rewards")
         drawn = self._drawn(prompts, samples, rewards, temperature)
+        if rewards.shape != drawn.mask.shape:
+            raise ValueError("rewards must have the shape [P, n] of the samples, "
+                             f"{drawn.mask.shape}, got {rewards.shape}")
         given = {"expert": expert, **inputs}
         given = {name: value for name, value in given.items() if value is not None}
         given |= self._inputs(loss, drawn, rewards if scores is None else scores, given)
@@ -500,9 +503,11 @@ def _frozen(lm: LM) -> LM:
 
 
 def _learner(lm: LM, memory: int | None, lora: LoRA | None) -> Learner:
-    if lora is not None:
-        raise NotImplementedError("the engine has no adapters yet: train without lora")
-    return Learner(lm, memory)
+    if lora is None:
+        return Learner(lm, memory)
+    from bonaware.lora import fresh
+
+    return Learner(lm, memory, fresh(lm, lora.rank, lora.alpha, lora.targets, lora.rng))
 
 
 def _as_source(source: Any) -> Callable[["Trainer"], Metrics]:

@@ -115,7 +115,9 @@ class RunFolder:
         """Save the trainer, then remove the oldest checkpoints that are too many."""
         if self.path is None:
             return
-        trainer.save(self.path / f"step-{trainer.steps:06d}")
+        target = self.path / f"step-{trainer.steps:06d}"
+        if not target.exists():  # else Ctrl-C came when it was just complete
+            trainer.save(target)
         for old in checkpoints(self.path)[: -self.keep]:
             shutil.rmtree(old)
 
