@@ -226,7 +226,7 @@ def test_texts_that_need_more_than_memory_are_refused(tiny, labels, call):
     call(bon.LM.load(path, memory=100_000_000), text)
 
 
-def test_what_is_needed_grows_with_the_texts_and_is_what_is_taken(tiny):
+def test_what_is_needed_grows_with_the_texts(tiny):
     model = bon.LM.load(tiny("wide"), threads=1)._model
     block = model.block_bytes
 
