@@ -6,7 +6,7 @@ engine's tensors into named ones. Knows no losses and no rewards: those are weig
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from bonaware.models import family_of
 
 if TYPE_CHECKING:
     from bonaware.lm import LM
+    from bonaware.lora import Adapter
 
 __all__ = ["AdamW", "Learner"]
 
@@ -104,11 +105,21 @@ class Learner:
         Not to be used by other threads while a step runs.
     memory : int, optional
         Bytes of scratch for a backward pass; default: the model's `memory`.
+    start : Adapter, optional
+        Train low-rank adapters only, and a score head, from here on. The model computes with
+        them from now on; its own weights stay as they are. See `bonaware.lora.fresh`.
     """
 
-    def __init__(self, lm: "LM", memory: int | None = None) -> None:
+    def __init__(self, lm: "LM", memory: int | None = None,
+                 start: "Adapter | None" = None) -> None:
         self.lm = lm
-        self._engine = engine().Learner(lm._model, lm.memory if memory is None else memory)
+        self._start = start
+        if start is not None:
+            _attach(lm, start)
+        self._engine = engine().Learner(
+            lm._model, lm.memory if memory is None else memory, start is not None)
+        if start is not None:
+            lm._merged = self.weight
 
     # -- gradients -----------------------------------------------------------
 
@@ -228,8 +239,25 @@ class Learner:
     # -- tensors -------------------------------------------------------------
 
     def weight(self, slot: str, layer: int) -> NDArray[np.float32]:
-        """The float32 master of a weight; what `LM.save(weights=...)` takes."""
-        return self._engine.get("weight", slot, layer)
+        """A weight in float32, adapters merged: what `LM.save(weights=...)` takes."""
+        if self._start is None or slot == "score":
+            return self._engine.get("weight", slot, layer)
+        weight: NDArray[np.float32] = self.lm._model.get(slot, layer)
+        if (slot, layer) in self._start.pairs:
+            weight = weight + self.adapter().change(slot, layer)
+        return weight
+
+    def adapter(self) -> "Adapter":
+        """The adapters as they are now, for `bonaware.lora.write`."""
+        if self._start is None:
+            raise ValueError("this learner trains all weights: there are no adapters")
+        pairs = {
+            (slot, layer): (self._engine.get("weight", f"{slot}_a", layer),
+                            self._engine.get("weight", f"{slot}_b", layer))
+            for slot, layer in self._start.pairs
+        }
+        full = {("score", 0): self.weight("score", 0)} if self.lm.labels else {}
+        return replace(self._start, pairs=pairs, full=full)
 
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         """The gradient by the names and in the shapes of torch's `named_parameters()`."""
@@ -240,16 +268,28 @@ class Learner:
             yield name, read()
 
     def _tensors(self, kind: str) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Any]]]:
-        """Name, shape and reader of every tensor."""
-        arch, names = self.lm.arch, family_of(self.lm.config).NAMES
-        for slot, layer, words in arch.slots():
-            shape = arch.shape(words)
+        """Name, shape and reader of every tensor that is trained."""
+        for slot, layer, name, shape in self._trained():
 
-            def read(slot: str = slot, layer: int = layer or 0,
+            def read(slot: str = slot, layer: int = layer,
                      shape: tuple[int, ...] = shape) -> NDArray[np.float32]:
                 return self._engine.get(kind, slot, layer).reshape(shape)
 
-            yield names[slot].format(i=layer), shape, read
+            yield name, shape, read
+
+    def _trained(self) -> Iterator[tuple[str, int, str, tuple[int, ...]]]:
+        """Slot, layer, name and shape of every tensor that is trained."""
+        arch, names = self.lm.arch, family_of(self.lm.config).NAMES
+        pairs = {} if self._start is None else self._start.pairs
+        for slot, index, words in arch.slots():
+            layer, name = index or 0, names[slot].format(i=index)
+            if self._start is None or slot == "score":
+                yield slot, layer, name, arch.shape(words)
+            elif (slot, layer) in pairs:
+                for half, values in zip("ab", pairs[slot, layer], strict=True):
+                    module = name.removesuffix(".weight")
+                    yield (f"{slot}_{half}", layer, f"{module}.lora_{half.upper()}.weight",
+                           values.shape)
 
     def save(self, path: Path) -> None:
         """Write float32 masters and moments to a safetensors file."""
@@ -270,19 +310,36 @@ class Learner:
         """
         from safetensors import safe_open
 
-        arch, names = self.lm.arch, family_of(self.lm.config).NAMES
         with safe_open(path, "numpy") as file:
             known = set(file.keys())
-            for slot, layer, words in arch.slots():
+            for slot, layer, stem, shape in self._trained():
                 for kind in ("weight", *MOMENTS):
-                    name = f"{kind}.{names[slot].format(i=layer)}"
+                    name = f"{kind}.{stem}"
                     values = file.get_tensor(name) if name in known else None
-                    if values is None or values.shape != arch.shape(words):
-                        raise ValueError(f"{path}: must hold {name} of shape {arch.shape(words)}, "
-                                         f"found {None if values is None else values.shape}")
-                    self._engine.set(kind, slot, layer or 0, np.ascontiguousarray(values))
+                    if values is None or values.shape != shape:
+                        raise ValueError(f"{path}: must hold {name} of shape {shape}, found "
+                                         f"{None if values is None else values.shape}")
+                    self._engine.set(kind, slot, layer, np.ascontiguousarray(values))
             self._engine.steps = int(file.metadata()["steps"])
         self.lm.weights_changed()
+
+
+def _attach(lm: "LM", adapter: "Adapter") -> None:
+    """The model computes with these adapters from now on, in place of any it had."""
+    lm._model.remove_adapters()
+    slots = dict.fromkeys(slot for slot, _ in adapter.pairs)
+    for slot in slots:
+        missing = [i for i in range(lm.arch.layers) if (slot, i) not in adapter.pairs]
+        if missing:
+            raise ValueError(f"an adapter must be in every layer or in none to be trained, but "
+                             f"{slot} has none in layer {missing[0]}")
+        lm._model.add_adapter(slot, adapter.rank, adapter.scaling)
+    for (slot, layer), (a, b) in adapter.pairs.items():
+        lm._model.set(f"{slot}_a", layer, np.ascontiguousarray(a, np.float32))
+        lm._model.set(f"{slot}_b", layer, np.ascontiguousarray(b, np.float32))
+    for (slot, layer), values in adapter.full.items():
+        lm._model.set(slot, layer, np.ascontiguousarray(values, np.float32))
+    lm.weights_changed()
 
 
 def _per_token(weights: Any, completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:

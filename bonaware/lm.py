@@ -81,6 +81,7 @@ class LM:
         self.threads = threads
         self.eos_token_ids = source.eos_token_ids
         self._side_files = source.side_files
+        self._merged: Weights | None = None  # weights with the adapters that are being trained
         self._fingerprint = source.fingerprint
         weights = source.weights()
         first = next(weights)  # a config may ask for more than the files hold: checked here
@@ -212,7 +213,7 @@ class LM:
         if self._fingerprint is None:
             self._fingerprint = _export.fingerprint(self._config(self.dtype), (
                 (t.name, t.stored, t.shape, t.data())
-                for t in sorted(self._tensors(None, None), key=lambda tensor: tensor.name)))
+                for t in sorted(self._tensors(None, self._merged), key=lambda tensor: tensor.name)))
         return f"{self._fingerprint}-{self.dtype}"
 
     def weights_changed(self) -> None:
@@ -251,6 +252,7 @@ class LM:
         ValueError
             dtype is something else.
         """
+        weights = weights or self._merged
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype must be None, 'float32' or 'bfloat16', got {dtype!r}")
         stored = dtype or (self.dtype if weights is None else "float32")

@@ -26,7 +26,7 @@ from bonaware.lm import LM
 from bonaware.models import family_of
 from bonaware.models._fields import Fields, show
 
-__all__ = ["Adapter", "merge", "read", "write"]
+__all__ = ["TARGETS", "Adapter", "fresh", "merge", "read", "write"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -38,6 +38,9 @@ HARMLESS = frozenset([
 ])
 # Ways to begin that leave the model's own weights alone; others subtract the adapter from them.
 INITS = (True, False, "gaussian", "orthogonal", "eva")
+
+# Matrices that can be adapted while training, in every layer.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Key = tuple[str, int]
 Matrix = NDArray[np.float32]
@@ -80,6 +83,42 @@ class Adapter:
         """What is added to a matrix: scaling * B @ A, float32 [outputs, inputs]."""
         a, b = self.pairs[slot, layer]
         return np.float32(self.scaling) * (b @ a)
+
+
+def fresh(lm: LM, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS,
+          rng: int | np.random.SeedSequence | np.random.Generator | None = 0) -> Adapter:
+    """An adapter that changes nothing yet, to be trained.
+
+    Parameters
+    ----------
+    lm : LM
+    rank : int >= 1
+    alpha : float
+    targets : sequence of str
+        Names of the matrices that get one, in every layer.
+    rng : None, int, SeedSequence or Generator
+
+    Returns
+    -------
+    Adapter
+        A is uniform in +- 1/sqrt(inputs), as PEFT begins; B is 0.
+
+    Raises
+    ------
+    ValueError
+        A target is unknown.
+    """
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown:
+        raise ValueError(f"targets must be among {', '.join(TARGETS)}, found {unknown[0]!r}")
+    random, pairs = np.random.default_rng(rng), {}
+    for slot, layer, words in lm.arch.slots():
+        if f"{slot}_proj" not in targets:
+            continue
+        outputs, inputs = lm.arch.shape(words)
+        a = random.uniform(-1, 1, (rank, inputs)) / math.sqrt(inputs)
+        pairs[slot, layer or 0] = a.astype(np.float32), np.zeros((outputs, rank), np.float32)
+    return Adapter(rank, alpha, pairs)
 
 
 def merge(lm: LM, adapter: Adapter) -> None:

@@ -27,6 +27,7 @@ from bonaware.diagnostics import diagnose
 from bonaware.lm import LM, Prompt
 from bonaware.losses import Loss
 from bonaware.losses._base import need_count
+from bonaware.lora import TARGETS, fresh, write
 from bonaware.models import pad_token_id
 from bonaware.samples import Samples
 from bonaware.training.drawn import Drawn, of_completions, of_samples, sums
@@ -38,7 +39,6 @@ __all__ = ["AdamW", "LoRA", "Trainer"]
 Ids = NDArray[np.int32]
 Metrics = dict[str, Any]
 STATE, ABOUT = "trainer.safetensors", "trainer.json"
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +136,7 @@ class Trainer:
         self.optimizer = AdamW() if optimizer is None else optimizer
         self.loss: Any = _with_kl(_checked_loss(lm, loss), kl)
         self.reference = self._reference(reference)
+        self._base = None if lora is None else lm.fingerprint  # adapters belong to it
         self._learner = _learner(lm, memory, lora)
         self._last: int | None = None  # steps of the run under way
         self._k: tuple[int, int] | None = None  # the loss's k at its start and end
@@ -445,11 +446,23 @@ class Trainer:
             A file cannot be written.
         """
         about = {"steps": self.steps, "loss": repr(self.loss), "optimizer": repr(self.optimizer),
-                 "reference": self._reference_print()}
+                 "reference": self._reference_print(), "base": self._base}
         with _export.new_folder(path) as folder:
             self.lm.save(folder)
             self._learner.save(folder / STATE)
             _export.write_json(folder / ABOUT, about)
+
+    def save_adapter(self, path: str | PathLike[str]) -> None:
+        """Write the low-rank adapters as a folder of PEFT; see `bonaware.lora`.
+
+        Raises
+        ------
+        FileExistsError
+            The folder holds files.
+        ValueError
+            All weights are trained: there are no adapters.
+        """
+        write(path, self._learner.adapter(), self.lm)
 
     def resume(self, path: str | PathLike[str]) -> None:
         """Go on where a trainer was saved: the next step is bit for bit what it would have been.
@@ -474,6 +487,9 @@ class Trainer:
             if about["reference"] != self._reference_print():
                 raise ValueError(f"{found} was trained against another reference: make the trainer "
                                  "from the model that the run began with, then resume")
+            if about["base"] != self._base:
+                raise ValueError(f"{found} holds adapters of another model, or none: make the "
+                                 "trainer from the model that the run began with, then resume")
             self._learner.load(found / STATE)
         self._folder = None if found == path else path.resolve()
 
@@ -505,9 +521,7 @@ def _frozen(lm: LM) -> LM:
 def _learner(lm: LM, memory: int | None, lora: LoRA | None) -> Learner:
     if lora is None:
         return Learner(lm, memory)
-    from bonaware.lora import fresh
-
-    return Learner(lm, memory, fresh(lm, lora.rank, lora.alpha, lora.targets, lora.rng))
+    return Learner(lm, memory, fresh(lm, lora.rank, lora.alpha, lora.targets))
 
 
 def _as_source(source: Any) -> Callable[["Trainer"], Metrics]:

@@ -696,8 +696,6 @@ def test_fit_works_in_a_thread(tmp_path):
     (lambda: bon.Trainer(model(), REINFORCE, kl=-1.0), ValueError, "kl must be finite and >= 0"),
     (lambda: bon.Trainer(model(), REINFORCE, reference=model("llama_linear")), ValueError,
      "the reference must predict the same 97 tokens as the model, found .* with 101"),
-    (lambda: bon.Trainer(model(), REINFORCE, lora=bon.LoRA()), NotImplementedError,
-     "the engine has no adapters yet"),
     (lambda: bon.LoRA(rank=0), ValueError, "need rank >= 1, got 0"),
     (lambda: bon.LoRA(alpha=math.inf), ValueError, "need a finite alpha > 0, got inf"),
     (lambda: bon.LoRA(targets=("q_proj", "lm_head")), ValueError,
