@@ -6,7 +6,7 @@ size are tried on many problems at once. Here every result is a whole number fro
 `limit`: the larger number comes first in a difference or quotient, and quotients are exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import combinations
 
@@ -18,8 +18,8 @@ __all__ = ["SHARES", "SIZES", "draw", "programs", "results", "shares", "write"]
 SIGNS = "+*-/"  # a program's signs are indices into this
 SIZES = range(2, 6)  # six numbers would have 2.8 million programs
 SHARES = 16
-CELLS = 1 << 20  # results computed at once: 4 MB
-ROWS = 1 << 12  # problems made at once, so that a few are had quickly
+CELLS = 1 << 22  # results computed at once, at most: 16 MB
+ROWS = 1 << 14  # problems tried at once, at most: a few are had quickly
 
 
 @cache
@@ -84,7 +84,7 @@ def results(numbers: NDArray[np.integer], limit: int) -> NDArray[np.int16]:
     left = numbers.astype(np.int32)
     while left.shape[1] > 1:
         left = _step(left, limit)
-    return left.reshape(len(numbers), -1).astype(np.int16)
+    return left.reshape(len(numbers), len(programs(numbers.shape[1]))).astype(np.int16)
 
 
 def _step(left: NDArray[np.int32], limit: int) -> NDArray[np.int32]:
@@ -138,19 +138,20 @@ def shares(numbers: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def draw(
-    rng: np.random.Generator, size: int, low: int, high: int, limit: int, wanted: range
+    rng: np.random.Generator, size: int, high: int, limit: int,
+    taken: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """Endless chunks of random problems that have a solution.
 
-    Numbers are uniform in low to high and sorted, multisets of other shares left out; the
-    target is uniform over all that the numbers can reach and that is not one of them.
+    Numbers are uniform in 1 to high and sorted; the target is uniform over all that they can
+    reach and that is not one of them.
 
     Parameters
     ----------
     rng : Generator
-    size, low, high, limit : int
-    wanted : range
-        Shares to take.
+    size, high, limit : int
+    taken : callable
+        From numbers, int64 [P, size], to whether to take them, bool [P].
 
     Yields
     ------
@@ -159,10 +160,10 @@ def draw(
     program : int64, shape [P]
         The first program that reaches the target: a canonical solution.
     """
-    rows = min(ROWS, CELLS // len(programs(size))) * SHARES // len(wanted)
+    rows = min(ROWS, CELLS // len(programs(size)))
     while True:
-        numbers = np.sort(rng.integers(low, high + 1, (rows, size)), axis=1)
-        numbers = numbers[np.isin(shares(numbers), wanted)]
+        numbers = np.sort(rng.integers(1, high + 1, (rows, size)), axis=1)
+        numbers = numbers[taken(numbers)]
         reached = results(numbers, limit)
         row = np.arange(len(numbers))[:, None]
         possible = np.zeros((len(numbers), limit + 1), bool)

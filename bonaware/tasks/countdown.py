@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware.tasks import Problem, Task
-from bonaware.tasks._countdown_arrays import SHARES, SIGNS, draw, results, write
+from bonaware.tasks._countdown_arrays import SHARES, SIGNS, draw, results, shares, write
 from bonaware.tasks._countdown_text import read
 
 __all__ = ["LEVELS", "TASK", "Countdown", "steps_text"]
 
 LEVELS = {"easy": (3,), "medium": (4,), "hard": (5,), "mixed": (3, 4)}  # how many numbers
-HIGH = 25  # numbers of the kind "usual" are 1 to HIGH; "heldout" has one above, at least
-LIMIT = 50  # no number, target or step of a made solution is larger
+HIGH = 50  # numbers are 1 to HIGH
+SMALL = 25  # a number above is large
+LIMIT = 50  # no target and no step of a made solution is larger
 KINDS = ("usual", "heldout")
 # Shares of all multisets of numbers, and how many problems there are.
 SPLITS = {"train": (range(3, SHARES), 20_000), "validation": (range(2, 3), 1000),
@@ -36,7 +37,8 @@ class Countdown(Task):
     level : str
         "easy", "medium", "hard": three, four, five numbers; "mixed": three and four in turn.
     kind : str
-        "usual": numbers from 1 to 25; "heldout": at least one of them from 26 to 50.
+        "usual": numbers from 1 to 50, at most one of them above 25; "heldout": two or more
+        above 25. To be tried on models that were trained on the usual kind.
     seed : int
         Which problems; >= 0.
 
@@ -50,13 +52,13 @@ class Countdown(Task):
     >>> task = Countdown()
     >>> problem = task.load(limit=1)[0]
     >>> task.prompt(problem)
-    'make 21 from 3 3 6 :'
+    'make 22 from 5 5 12 :'
     >>> task.solutions(problem)
-    ['6 * 3 = 18 , 18 + 3 = 21']
-    >>> task.reward(problem, "6 * 3 = 18 , 18 + 3 = 21"), task.reward(problem, "6 * 3 + 3")
+    ['5 + 5 = 10 , 12 + 10 = 22']
+    >>> task.reward(problem, "5 + 5 = 10 , 12 + 10 = 22"), task.reward(problem, "(5 + 5) + 12")
     (1.0, 1.0)
-    >>> task.reward(problem, "6 + 3 = 9 , 9 * 3 = 21"), task.answer(problem, "3 + 3 * 6")
-    (0.0, '3+3*6')
+    >>> task.reward(problem, "12 - 5 = 8 , 8 + 5 = 22"), task.answer(problem, "5 + 12 - 5")
+    (0.0, '12+5-5')
     """
 
     name = "countdown"
@@ -105,12 +107,15 @@ class Countdown(Task):
             number, result. `steps_text` writes it.
         """
         self.check_split(split, *SPLITS)
-        low, high = (1, HIGH) if self.kind == "usual" else (1, 2 * HIGH)
         key = [self.seed, KINDS.index(self.kind), list(SPLITS).index(split), size]
+        wanted = SPLITS[split][0]
+
+        def taken(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+            few = (numbers > SMALL).sum(axis=1) <= 1
+            return np.isin(shares(numbers), wanted) & (few == (self.kind == "usual"))
+
         rng = np.random.default_rng(key)
-        for numbers, targets, program in draw(rng, size, low, high, LIMIT, SPLITS[split][0]):
-            taken = numbers[:, -1] > (0 if self.kind == "usual" else HIGH)
-            numbers, targets, program = numbers[taken], targets[taken], program[taken]
+        for numbers, targets, program in draw(rng, size, HIGH, LIMIT, taken):
             yield numbers, targets, write(numbers, program)
 
     def _different(self, split: str, size: int) -> Iterator[tuple[list[int], int, str]]:
