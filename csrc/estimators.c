@@ -158,28 +158,6 @@ typedef struct {
     double *pairs;  /* [n, 2]     see sort_lane */
 } ranking;
 
-BON_INLINE bon_vec *vec_at(double *x) { return (bon_vec *)x; }
-BON_INLINE const bon_vec *const_vec_at(const double *x) { return (const bon_vec *)x; }
-
-/* a where chosen, else b. */
-BON_INLINE void choose(bon_vec *to, const bon_choice *chosen, const bon_vec *a, const bon_vec *b)
-{
-    *to = (bon_vec)(((bon_choice)*a & *chosen) | ((bon_choice)*b & ~*chosen));
-}
-
-/* True if all of row [n] are finite: 0 * x is NaN where x is not. */
-BON_INLINE int all_finite(const double *row, size_t n)
-{
-    bon_vec check[2] = {{0.0}};
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (size_t v = 0; v < 2; v++) check[v] += 0.0 * *const_vec_at(row + i + 4 * v);
-    const bon_vec both = check[0] + check[1];
-    double all = (both[0] + both[1]) + (both[2] + both[3]);
-    for (; i < n; i++) all += 0.0 * row[i];
-    return all == 0.0;
-}
-
 /* to[i * LANES + l] = element i of row l; lanes beyond `rows` repeat the last row. */
 static void load_lanes(const double *from, size_t rows, size_t n, double *to)
 {
@@ -187,29 +165,6 @@ static void load_lanes(const double *from, size_t rows, size_t n, double *to)
         const double *row = from + (l < rows ? l : rows - 1) * n;
         for (size_t i = 0; i < n; i++) to[i * LANES + l] = row[i];
     }
-}
-
-/* sorted[i * LANES + l] = what row l of from has for the sample of key i. */
-BON_INLINE void gather(const ranking *by, const double *from, size_t rows, double *sorted)
-{
-    const double *row[LANES];
-    for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * by->n;
-    for (size_t i = 0; i < by->n; i++)
-        for (size_t l = 0; l < LANES; l++)
-            sorted[i * LANES + l] = row[l][bon_bits_of(by->keys[i * LANES + l]) & by->mask];
-}
-
-/* True where neighbours in some lane agree in all bits but the index. */
-BON_INLINE int any_tie(const ranking *by)
-{
-    const int64_t mask = (int64_t)by->mask;
-    bon_choice tied = {0};
-    for (size_t i = LANES; i < by->n * LANES; i += 4) {
-        const bon_choice a = (bon_choice)*vec_at(by->keys + i);
-        const bon_choice b = (bon_choice)*vec_at(by->keys + i - LANES);
-        tied |= ((a ^ b) & ~mask) == 0;
-    }
-    return (tied[0] | tied[1] | tied[2] | tied[3]) != 0;
 }
 
 static int by_falling_score(const void *a, const void *b)
@@ -241,7 +196,7 @@ BON_INLINE void sort_what_keys_could_not(const ranking *by)
     for (size_t i = LANES; i < by->n * LANES; i += LANES)
         for (size_t v = 0; v < 2; v++) {
             const double *at = by->scores + i + 4 * v;
-            wrong[v] |= *const_vec_at(at) > *const_vec_at(at - LANES);
+            wrong[v] |= *bon_const_vec_at(at) > *bon_const_vec_at(at - LANES);
         }
     for (size_t l = 0; l < LANES; l++)
         if (wrong[l / 4][l % 4]) sort_lane(by, l);
@@ -255,24 +210,24 @@ BON_INLINE void share_ties(const ranking *by, size_t lane)
     const double *scores = by->scores + lane;
     double *values = by->values + lane, *counts = by->keys + lane; /* keys are done */
     const bon_vec one = {1.0, 1.0, 1.0, 1.0};
-    bon_vec sum = {0.0}, count = {0.0}, mean, before = *const_vec_at(scores);
+    bon_vec sum = {0.0}, count = {0.0}, mean, before = *bon_const_vec_at(scores);
     for (size_t i = 0; i < by->n * LANES; i += LANES) {
-        const bon_vec score = *const_vec_at(scores + i);
+        const bon_vec score = *bon_const_vec_at(scores + i);
         const bon_choice same = score == before;
-        sum = (bon_vec)((bon_choice)sum & same) + *vec_at(values + i);
+        sum = (bon_vec)((bon_choice)sum & same) + *bon_vec_at(values + i);
         count = (bon_vec)((bon_choice)count & same) + one;
-        *vec_at(values + i) = sum;
-        *vec_at(counts + i) = count;
+        *bon_vec_at(values + i) = sum;
+        *bon_vec_at(counts + i) = count;
         before = score;
     }
     mean = sum / count;
     for (size_t i = by->n * LANES; i > 0;) {
         i -= LANES;
-        const bon_vec score = *const_vec_at(scores + i);
-        const bon_vec here = *vec_at(values + i) / *vec_at(counts + i);
+        const bon_vec score = *bon_const_vec_at(scores + i);
+        const bon_vec here = *bon_vec_at(values + i) / *bon_vec_at(counts + i);
         const bon_choice same = score == before;
-        choose(&mean, &same, &mean, &here);
-        *vec_at(values + i) = mean;
+        bon_choose(&mean, &same, &mean, &here);
+        *bon_vec_at(values + i) = mean;
         before = score;
     }
 }
@@ -353,8 +308,8 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
 {
     const int perfect = scores == rewards; /* equal scores have equal rewards */
     for (size_t l = 0; l < rows; l++)
-        if (!all_finite(rewards + l * by->n, by->n)
-            || (!perfect && !all_finite(scores + l * by->n, by->n)))
+        if (!bon_all_finite(rewards + l * by->n, by->n)
+            || (!perfect && !bon_all_finite(scores + l * by->n, by->n)))
             return 0;
     if (rows < LANES && by->n >= LONG_ROW) {
         best_of_long_rows(by, scores, rewards, rows, out);
@@ -366,9 +321,9 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
         weigh(by, by->keys, rows, out);
         return 1;
     }
-    gather(by, rewards, rows, by->values);
-    if (any_tie(by)) {
-        gather(by, scores, rows, by->scores);
+    bon_gather(by->keys, by->n, by->mask, rewards, rows, by->values);
+    if (bon_any_tie(by->keys, by->n, by->mask)) {
+        bon_gather(by->keys, by->n, by->mask, scores, rows, by->scores);
         sort_what_keys_could_not(by);
         for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
     }

@@ -2,8 +2,12 @@
  *
  * Every loss that ranks is a walk over the levels (groups of equal scores) of a sorted
  * row: upwards for what depends on lower samples, downwards for what depends on higher
- * ones. Sorting is done for eight rows side by side (ranking.h), the walk row by row.
- * Sums over subsets are recurrences in ratios of binomials, so nothing overflows.
+ * ones. Eight rows are sorted side by side (ranking.h) and walked side by side, so nearly
+ * everything is a loop over places, each a vector of rows. What needs a power or an
+ * exponential is done row by row.
+ *
+ * Place 0 is the highest score; t = n-1-i samples stand below place i. Sums over subsets
+ * are recurrences in ratios of binomials, so nothing overflows.
  */
 #include "losses.h"
 
@@ -13,149 +17,168 @@
 #include "dispatch.h"
 #include "ranking.h"
 
-/* -- a sorted row ---------------------------------------------------------- */
+/* -- eight rows, sorted ---------------------------------------------------- */
 
-/* From here on a network with rows to spare costs more than sorting each row. */
-enum { LONG_ROW = 1024 };
+enum {
+    LANES = BON_ABREAST,
+    LONG_ROW = 1024 /* from here on a network with rows to spare costs more than qsort */
+};
 
-/* What a loss keeps of one row; [t] is the sample at place t, lowest score first. */
+/* One call's scratch, for eight rows: element i of row l is at [i * LANES + l]. */
 typedef struct {
     size_t n;
-    double *keys;    /* [n, BON_ABREAST] of eight rows; see ranking.h */
-    double *pairs;   /* [n, 2] see sort_whole */
-    double *scores;  /* [t] */
-    size_t *order;   /* [t] its column */
-    double *rewards; /* [t] */
-    double *mass;    /* [t] under the law; then times (reward - baseline) */
-    double *up_to;   /* [t] d log tilt / d F, times mass; then the same for G in `below` */
-    double *below;   /* [t] */
-    double *win;     /* [t] F, without the sample's own group */
-    double *beat;    /* [t] G, likewise */
+    uint64_t mask;   /* the bits of a key that hold the column of its sample */
+    double *keys;    /* [n, LANES] falling */
+    double *scores;  /* [n, LANES] whole scores, where there are ties */
+    double *rewards; /* [n, LANES] */
+    double *weights; /* [n, LANES] */
+    double *part[8]; /* [n, LANES] each; see levels and tilted */
+    double *pairs;   /* [n, 2] see sort_lane */
     double *table;   /* [3 n] of the loss */
-    double *slots;   /* [6 (n + 1)] see fill_groups */
-} sorted_row;
+    double *slots;   /* [n + 1, SLOT] see fill_groups */
+} block;
 
-static sorted_row cut_up(size_t n, double *scratch)
+enum { TOP, TIED, REWARD, UP_TO, BELOW, BOTH, SLOT };
+
+static block cut_up(size_t n, double *scratch)
 {
-    sorted_row row = {.n = n, .keys = scratch};
-    double *at = scratch + BON_ABREAST * n;
-    double **const parts[] = {&row.scores, &row.rewards, &row.mass, &row.up_to,
-                              &row.below,  &row.win,     &row.beat};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++, at += n) *parts[i] = at;
-    row.pairs = at;
-    row.table = at + 2 * n;
-    row.slots = row.table + 3 * n;
-    row.order = (size_t *)(void *)(row.slots + 6 * (n + 1));
-    return row;
+    block b = {.n = n, .mask = bon_index_mask(n), .keys = scratch};
+    const size_t step = n * LANES;
+    b.scores = scratch + step;
+    b.rewards = scratch + 2 * step;
+    b.weights = scratch + 3 * step;
+    for (size_t i = 0; i < 8; i++) b.part[i] = scratch + (4 + i) * step;
+    b.pairs = scratch + 12 * step;
+    b.table = b.pairs + 2 * n;
+    b.slots = b.table + 3 * n;
+    return b;
 }
 
-static void sort_abreast(const double *scores, size_t rows, size_t n, double *keys)
+static inline size_t column(const block *b, size_t place, size_t lane)
 {
-    bon_load_keys(scores, rows, n, bon_index_mask(n), keys);
-    bon_sort_keys(keys, n);
+    return (size_t)(bon_bits_of(b->keys[place * LANES + lane]) & b->mask);
 }
 
-BON_AVX2 static void sort_abreast_avx2(const double *scores, size_t rows, size_t n,
-                                       double *keys)
-{
-    bon_load_keys(scores, rows, n, bon_index_mask(n), keys);
-    bon_sort_keys(keys, n);
-}
-
-/* By score; equal scores in the order that keys put them in. */
-static int by_score(const void *a, const void *b)
+/* By falling score; equal scores in the order that keys put them in. */
+static int by_falling_score(const void *a, const void *b)
 {
     const double *x = a, *y = b;
-    if (x[0] != y[0]) return x[0] < y[0] ? -1 : 1;
-    const int first = x[1] < y[1] ? -1 : 1;
+    if (x[0] != y[0]) return x[0] > y[0] ? -1 : 1;
+    const int first = x[1] > y[1] ? -1 : 1;
     return x[0] < 0.0 ? -first : first;
 }
 
-static void sort_whole(sorted_row *row, const double *scores)
+/* Sorts one lane by its whole scores, a row [n]. */
+static void sort_lane(const block *b, const double *scores, size_t lane)
 {
-    for (size_t i = 0; i < row->n; i++) {
-        row->pairs[2 * i] = scores[i];
-        row->pairs[2 * i + 1] = (double)i;
+    for (size_t i = 0; i < b->n; i++) {
+        b->pairs[2 * i] = scores[i];
+        b->pairs[2 * i + 1] = (double)i;
     }
-    qsort(row->pairs, row->n, 2 * sizeof *row->pairs, by_score);
-    for (size_t t = 0; t < row->n; t++) {
-        row->scores[t] = row->pairs[2 * t];
-        row->order[t] = (size_t)row->pairs[2 * t + 1];
+    qsort(b->pairs, b->n, 2 * sizeof *b->pairs, by_falling_score);
+    for (size_t i = 0; i < b->n; i++) {
+        b->scores[i * LANES + lane] = b->pairs[2 * i];
+        b->keys[i * LANES + lane] = bon_from_bits((uint64_t)b->pairs[2 * i + 1]);
     }
 }
 
-/* Scores and order of row l of those in keys. */
-static void take_sorted(sorted_row *row, const double *scores, size_t l)
+/* Keys that agree but for the index may stand in the wrong order where the scores differ
+ * in those bits only. */
+BON_INLINE void sort_what_keys_could_not(const block *b, const double *scores, size_t rows)
 {
-    const uint64_t mask = bon_index_mask(row->n);
-    double before = -INFINITY;
-    int rising = 1;
-    for (size_t t = 0; t < row->n; t++) {
-        const double key = row->keys[(row->n - 1 - t) * BON_ABREAST + l];
-        const size_t i = (size_t)(bon_bits_of(key) & mask);
-        const double score = scores[i];
-        rising &= score >= before;
-        row->order[t] = i;
-        row->scores[t] = before = score;
-    }
-    if (!rising) sort_whole(row, scores); /* scores that differ in the bits of the index */
+    bon_choice wrong[2] = {{0}};
+    for (size_t i = LANES; i < b->n * LANES; i += LANES)
+        for (size_t v = 0; v < 2; v++) {
+            const double *at = b->scores + i + 4 * v;
+            wrong[v] |= *bon_const_vec_at(at) > *bon_const_vec_at(at - LANES);
+        }
+    for (size_t l = 0; l < LANES; l++)
+        if (wrong[l / 4][l % 4]) sort_lane(b, scores + (l < rows ? l : rows - 1) * b->n, l);
 }
 
-/* Sorts the row that starts at scores + at. Eight rows at a time go through the network,
- * when the first of them is asked for. */
-static void sort_row(sorted_row *row, const double *scores, size_t r, size_t rows)
+/* Sorts `rows` rows of scores. Returns whether any scores are equal; then, and only
+ * then, b->scores holds them. */
+BON_INLINE int sort_rows(const block *b, const double *scores, size_t rows)
 {
-    const size_t n = row->n, l = r % BON_ABREAST, first = r - l;
-    const size_t some = rows - first < BON_ABREAST ? rows - first : BON_ABREAST;
-    if (some < BON_ABREAST && n >= LONG_ROW) {
-        sort_whole(row, scores + r * n);
-        return;
+    if (rows < LANES && b->n >= LONG_ROW) {
+        for (size_t l = 0; l < rows; l++) sort_lane(b, scores + l * b->n, l);
+        for (size_t i = 0; i < b->n * LANES; i += LANES)
+            for (size_t l = rows; l < LANES; l++) {
+                b->keys[i + l] = b->keys[i + rows - 1];
+                b->scores[i + l] = b->scores[i + rows - 1];
+            }
+        return 1;
     }
-    if (l == 0) {
-        if (bon_has_avx2())
-            sort_abreast_avx2(scores + first * n, some, n, row->keys);
-        else
-            sort_abreast(scores + first * n, some, n, row->keys);
-    }
-    take_sorted(row, scores + r * n, l);
+    bon_load_keys(scores, rows, b->n, b->mask, b->keys);
+    bon_sort_keys(b->keys, b->n);
+    if (!bon_any_tie(b->keys, b->n, b->mask)) return 0;
+    bon_gather(b->keys, b->n, b->mask, scores, rows, b->scores);
+    sort_what_keys_could_not(b, scores, rows);
+    return 1;
 }
 
-/* The end of the level that starts at place low. */
-static inline size_t level_end(const sorted_row *row, size_t low)
+/* out [rows, n] = what b->weights holds, back in the order of the samples. */
+BON_INLINE void scatter(const block *b, size_t rows, double *out)
 {
-    const double score = row->scores[low];
-    size_t up = low + 1;
-    while (up < row->n && row->scores[up] == score) up++;
-    return up;
+    for (size_t l = 0; l < rows; l++)
+        for (size_t i = 0; i < b->n; i++)
+            out[l * b->n + column(b, i, l)] = b->weights[i * LANES + l];
 }
 
-/* The start of the level that ends at place up. */
-static inline size_t level_start(const sorted_row *row, size_t up)
+/* Where places i and j, neighbours, are of one level; four lanes from `lane` on. */
+BON_INLINE void same_level(const block *b, size_t i, size_t j, size_t lane, int tied,
+                           bon_choice *same)
 {
-    const double score = row->scores[up - 1];
-    size_t low = up - 1;
-    while (low > 0 && row->scores[low - 1] == score) low--;
-    return low;
+    *same = (bon_choice){0};
+    if (tied)
+        *same = *bon_const_vec_at(b->scores + i * LANES + lane)
+                == *bon_const_vec_at(b->scores + j * LANES + lane);
+}
+
+/* The place after the last of the level that starts at `first`, of one lane. */
+static size_t level_end(const block *b, size_t first, size_t lane, int tied)
+{
+    size_t end = first + 1;
+    if (!tied) return end;
+    const double score = b->scores[first * LANES + lane];
+    while (end < b->n && b->scores[end * LANES + lane] == score) end++;
+    return end;
+}
+
+/* The first place of the level that ends before `end`. */
+static size_t level_begin(const block *b, size_t end, size_t lane, int tied)
+{
+    size_t first = end - 1;
+    if (!tied) return first;
+    const double score = b->scores[first * LANES + lane];
+    while (first > 0 && b->scores[(first - 1) * LANES + lane] == score) first--;
+    return first;
+}
+
+/* x where kept, else y. */
+BON_INLINE void keep(bon_vec *x, const bon_choice *kept, const bon_vec *y)
+{
+    bon_choose(x, kept, x, y);
+}
+
+BON_INLINE void at_least_one(bon_vec *x)
+{
+    const bon_vec one = {1.0, 1.0, 1.0, 1.0};
+    const bon_choice more = *x > one;
+    bon_choose(x, &more, x, &one);
 }
 
 /* -- checks ---------------------------------------------------------------- */
 
-/* 0 * x is NaN where x is not finite. */
-static int all_finite(const double *x, size_t count)
-{
-    double zero[4] = {0.0};
-    size_t i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (size_t j = 0; j < 4; j++) zero[j] += 0.0 * x[i + j];
-    for (; i < count; i++) zero[0] += 0.0 * x[i];
-    return zero[0] + zero[1] + zero[2] + zero[3] == 0.0;
-}
-
+/* x may be NULL. */
 static bon_status check_finite(const double *x, size_t count, size_t *bad)
 {
-    if (x == NULL || all_finite(x, count)) return BON_OK;
-    for (*bad = 0; *bad + 1 < count && isfinite(x[*bad]);) ++*bad;
-    return BON_ERR_NOT_FINITE;
+    for (size_t i = 0; x != NULL && i < count; i++)
+        if (!isfinite(x[i])) {
+            *bad = i;
+            return BON_ERR_NOT_FINITE;
+        }
+    return BON_OK;
 }
 
 static bon_status check_within(const double *x, size_t count, size_t *bad)
@@ -168,11 +191,19 @@ static bon_status check_within(const double *x, size_t count, size_t *bad)
     return BON_OK;
 }
 
+BON_INLINE int rows_finite(const double *x, size_t rows, size_t n)
+{
+    int finite = 1;
+    for (size_t r = 0; r < rows; r++) finite &= bon_all_finite(x + r * n, n);
+    return finite;
+}
+
 /* -- bon: the exact gradient ----------------------------------------------- */
 
-/* With samples in rising order, place t is the best of a random subset of k with the
- * chance first[t] = C(t,k-1)/C(n,k), and second best, below one given better sample,
- * with second[t] = C(t,k-2)/C(n,k) = first[t+1] - first[t]. */
+/* A sample with t samples below it is the best of a random subset of k with the chance
+ * first[t] = C(t,k-1)/C(n,k). What it counts for others is second[t]: with "subset", that
+ * it is second best, below one given sample, C(t,k-2)/C(n,k); with the others, that it is
+ * best and one given lower sample is in the subset, C(t-1,k-2)/C(n,k). */
 typedef struct {
     size_t k;
     bon_baseline baseline;
@@ -182,119 +213,233 @@ typedef struct {
 static void fill_subsets(const subsets *of, size_t n)
 {
     const double size = (double)n, k = (double)of->k;
+    double second = k / size * ((k - 1.0) / (size - k + 1.0)); /* C(n-1,k-2)/C(n,k) */
     of->first[n - 1] = k / size;
-    of->second[n - 1] = k / size * ((k - 1.0) / (size - k + 1.0));
-    for (size_t t = n - 1; t > 0; t--) {
+    for (size_t t = n - 1;; t--) {
         const double place = (double)t;
+        const double lower = t > 0 ? second * fmax(place - k + 2.0, 0.0) / place : 0.0;
+        of->second[t] = of->baseline == BON_BASELINE_SUBSET ? second : lower;
+        if (t == 0) break;
         of->first[t - 1] = of->first[t] * fmax(place - k + 1.0, 0.0) / place;
-        of->second[t - 1] = of->second[t] * fmax(place - k + 2.0, 0.0) / place;
+        second = lower;
     }
 }
 
-static double sum_of(const double *x, size_t low, size_t up)
-{
-    double sum = 0.0;
-    for (size_t t = low; t < up; t++) sum += x[t];
-    return sum;
-}
+/* Running sums over the level of a place, from its lowest place up; at the highest they
+ * are those of the level. */
+typedef struct {
+    double *reward, *count, *first, *second; /* [n, LANES] */
+    double *lower, *alone; /* [n, LANES] at the start: see weigh_against_subset */
+} levels;
 
-/* Baseline "subset". Let a level have m samples from place L on, with mean reward M. One
- * of them, i, and j >= 1 others as the best of a subset: without i the best falls by
- * (R_i - mean of the others) / (j + 1), which adds up over subsets to the mean of `first`
- * over the level less first[L]. Alone at the top: R_i less the best of those below, which
- * adds up to first[L] R_i - sum over t < L of second[t] * mean of t's level. Rewards
- * relative to `base`. Returns best-of-k. */
-static double weigh_against_subset(const sorted_row *row, const subsets *of, double *weights)
+/* Rewards relative to the lowest of their row: equal rewards then give exact zeros. */
+BON_INLINE void shift_rewards(const block *b, size_t lane, bon_vec *base)
 {
-    double lower = 0.0, best = 0.0;
-    for (size_t low = 0, up; low < row->n; low = up) {
-        up = level_end(row, low);
-        const double alone = of->first[low];
-        if (up == low + 1) {
-            const double reward = row->rewards[low];
-            weights[row->order[low]] = lower - alone * reward;
-            lower += of->second[low] * reward;
-            best += alone * reward;
-            continue;
-        }
-        const double m = (double)(up - low), mean = sum_of(row->rewards, low, up) / m;
-        const double wins = sum_of(of->first, low, up), shared = wins / m - alone;
-        for (size_t t = low; t < up; t++) {
-            const double ahead = (row->rewards[t] - mean) * (m / (m - 1.0));
-            weights[row->order[t]] = lower - alone * row->rewards[t] - shared * ahead;
-        }
-        lower += sum_of(of->second, low, up) * mean;
-        best += wins * mean;
+    double *x = b->rewards + lane;
+    *base = *bon_vec_at(x);
+    for (size_t i = 1; i < b->n; i++) {
+        const bon_vec reward = *bon_vec_at(x + i * LANES);
+        const bon_choice lower = reward < *base;
+        bon_choose(base, &lower, &reward, base);
     }
-    return best;
-}
-
-/* Baseline "none": weights[i] = -(sum over subsets with i of the reward of the best).
- * In the level of i, subsets whose best level it is have the mean reward of the others,
- * C(L+m-1,k-1) of them, and (R_i - mean of the others) as above; a higher level at place
- * t is best in C(t-1,k-2) subsets with i. Returns best-of-k. */
-static double weigh_subsets(const sorted_row *row, const subsets *of, double *weights)
-{
-    double higher = 0.0, best = 0.0;
-    for (size_t up = row->n, low; up > 0; up = low) {
-        low = level_start(row, up);
-        const double m = (double)(up - low), mean = sum_of(row->rewards, low, up) / m;
-        const double wins = sum_of(of->first, low, up), last = of->first[up - 1];
-        for (size_t t = low; t < up; t++) {
-            const double reward = row->rewards[t];
-            const double others = m > 1.0 ? mean - (reward - mean) / (m - 1.0) : reward;
-            weights[row->order[t]] =
-                -(others * last + (reward - others) * (wins / m) + higher);
-        }
-        higher += (low > 0 ? sum_of(of->second, low - 1, up - 1) : 0.0) * mean;
-        best += wins * mean;
-    }
-    return best;
-}
-
-/* Baseline "loo" from the weights of "none": a_i - (k/n) (best-of-k of the others), and
- * the subsets without i are all subsets but those with i. */
-static void subtract_others(double best, size_t n, size_t k, double *weights)
-{
-    const double left = (double)(n - k);
-    for (size_t i = 0; i < n; i++)
-        weights[i] = ((double)n * weights[i] + (double)k * best) / left;
+    for (size_t i = 0; i < b->n; i++) *bon_vec_at(x + i * LANES) -= *base;
 }
 
 /* k = 1: each reward against the mean of the others. */
-static double weigh_single(const sorted_row *row, double *weights)
+BON_INLINE void weigh_single(const block *b, size_t lane, bon_vec *best)
 {
-    const double mean = sum_of(row->rewards, 0, row->n) / (double)row->n;
-    for (size_t t = 0; t < row->n; t++)
-        weights[row->order[t]] = (mean - row->rewards[t]) / (double)(row->n - 1);
-    return mean;
+    bon_vec sum = {0.0};
+    for (size_t i = b->n; i-- > 0;) sum += *bon_vec_at(b->rewards + i * LANES + lane);
+    *best = sum / (double)b->n;
+    for (size_t i = 0; i < b->n; i++)
+        *bon_vec_at(b->weights + i * LANES + lane) =
+            (*best - *bon_vec_at(b->rewards + i * LANES + lane)) / (double)(b->n - 1);
 }
 
-static double lowest(const double *x, size_t n)
+/* Baseline "subset" where no scores are equal. */
+BON_INLINE void weigh_untied(const block *b, const subsets *of, size_t lane, bon_vec *best)
 {
-    double low = x[0];
-    for (size_t i = 1; i < n; i++) low = x[i] < low ? x[i] : low;
-    return low;
-}
-
-static double bon_row(sorted_row *row, const subsets *of, const double *rewards,
-                      double *weights)
-{
-    const size_t n = row->n;
-    const double base = lowest(rewards, n); /* equal rewards then give exact zeros */
-    for (size_t t = 0; t < n; t++) row->rewards[t] = rewards[row->order[t]] - base;
-    double best;
-    if (of->baseline == BON_BASELINE_SUBSET) {
-        best = of->k == 1 ? weigh_single(row, weights)
-                          : weigh_against_subset(row, of, weights);
-    } else {
-        best = weigh_subsets(row, of, weights);
-        if (of->baseline == BON_BASELINE_LOO)
-            subtract_others(best, n, of->k, weights);
-        else /* what base is worth: i is in the share k/n of all subsets */
-            for (size_t i = 0; i < n; i++) weights[i] -= base * (double)of->k / (double)n;
+    bon_vec lower = {0.0}, sum = {0.0};
+    for (size_t t = 0; t < b->n; t++) {
+        const size_t at = (b->n - 1 - t) * LANES + lane;
+        const bon_vec reward = *bon_vec_at(b->rewards + at), wins = of->first[t] * reward;
+        *bon_vec_at(b->weights + at) = lower - wins;
+        lower += of->second[t] * reward;
+        sum += wins;
     }
-    return -(best + base);
+    *best = sum;
+}
+
+/* Fills the running sums, upwards. In `lower` the lower levels' second[t] times mean
+ * reward add up, in best first[t] times mean reward over all levels. */
+BON_INLINE void sum_levels(const block *b, const subsets *of, const levels *sums,
+                           size_t lane, int tied, bon_vec *best)
+{
+    const bon_vec zero = {0.0}, one = {1.0, 1.0, 1.0, 1.0};
+    bon_vec reward = zero, count = one, first = zero, second = zero, lower = zero;
+    bon_vec alone = zero, total = zero;
+    for (size_t t = 0; t < b->n; t++) {
+        const size_t i = b->n - 1 - t, at = i * LANES + lane;
+        bon_choice same = {0};
+        if (t > 0) same_level(b, i, i + 1, lane, tied, &same);
+        const bon_vec mean = reward / count, below = lower + second * mean;
+        const bon_vec here = {of->first[t], of->first[t], of->first[t], of->first[t]};
+        const bon_vec before = total + first * mean;
+        keep(&lower, &same, &below);
+        keep(&total, &same, &before);
+        keep(&alone, &same, &here);
+        reward = (bon_vec)((bon_choice)reward & same) + *bon_vec_at(b->rewards + at);
+        count = (bon_vec)((bon_choice)count & same) + one;
+        first = (bon_vec)((bon_choice)first & same) + here;
+        second = (bon_vec)((bon_choice)second & same) + of->second[t];
+        *bon_vec_at(sums->reward + at) = reward;
+        *bon_vec_at(sums->count + at) = count;
+        *bon_vec_at(sums->first + at) = first;
+        *bon_vec_at(sums->second + at) = second;
+        *bon_vec_at(sums->lower + at) = lower;
+        *bon_vec_at(sums->alone + at) = alone;
+    }
+    *best = total + first * (reward / count);
+}
+
+/* Baseline "subset". Let a level have m samples from place L on, counted from below, with
+ * mean reward M. One of them, i, and j >= 1 others as the best of a subset: without i the
+ * best falls by (R_i - mean of the others) / (j + 1), which adds up over subsets to the
+ * mean of `first` over the level less first[L]. Alone at the top: R_i less the best of
+ * those below, which adds up to first[L] R_i - sum over t < L of second[t] * mean of t's
+ * level. */
+BON_INLINE void weigh_against_subset(const block *b, const levels *sums, size_t lane)
+{
+    bon_vec mean = {0.0}, shared = {0.0}, scale = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        bon_choice same = {0};
+        if (i > 0) same_level(b, i, i - 1, lane, 1, &same);
+        const bon_vec m = *bon_vec_at(sums->count + at), alone = *bon_vec_at(sums->alone + at);
+        bon_vec others = m - 1.0;
+        at_least_one(&others);
+        const bon_vec level_mean = *bon_vec_at(sums->reward + at) / m;
+        const bon_vec level_shared = *bon_vec_at(sums->first + at) / m - alone;
+        const bon_vec level_scale = m / others;
+        keep(&mean, &same, &level_mean);
+        keep(&shared, &same, &level_shared);
+        keep(&scale, &same, &level_scale);
+        const bon_vec reward = *bon_vec_at(b->rewards + at);
+        *bon_vec_at(b->weights + at) = *bon_vec_at(sums->lower + at) - alone * reward
+                                       - shared * ((reward - mean) * scale);
+    }
+}
+
+/* Baseline "none": minus a_i = the sum over subsets with i of the reward of the best. In
+ * the level of i, subsets whose best level it is have the mean reward of the others,
+ * C(L+m-1,k-1) of them, and (R_i - mean of the others) as above; a higher level at place
+ * t is best in C(t-1,k-2) subsets with i. */
+BON_INLINE void weigh_subsets(const block *b, const subsets *of, const levels *sums,
+                              size_t lane, int tied)
+{
+    bon_vec mean = {0.0}, wins = {0.0}, last = {0.0}, rest = {0.0}, higher = {0.0};
+    bon_vec in_level = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane, t = b->n - 1 - i;
+        bon_choice same = {0};
+        if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
+        const bon_vec m = *bon_vec_at(sums->count + at), above = higher + in_level;
+        bon_vec level_rest = m - 1.0;
+        at_least_one(&level_rest);
+        const bon_vec level_mean = *bon_vec_at(sums->reward + at) / m;
+        const bon_vec level_wins = *bon_vec_at(sums->first + at) / m;
+        const bon_vec level_last = {of->first[t], of->first[t], of->first[t], of->first[t]};
+        const bon_vec level_in = *bon_vec_at(sums->second + at) * level_mean;
+        keep(&mean, &same, &level_mean);
+        keep(&wins, &same, &level_wins);
+        keep(&last, &same, &level_last);
+        keep(&rest, &same, &level_rest);
+        keep(&higher, &same, &above);
+        keep(&in_level, &same, &level_in);
+        const bon_vec reward = *bon_vec_at(b->rewards + at);
+        const bon_vec others = mean - (reward - mean) / rest;
+        *bon_vec_at(b->weights + at) = -(others * last + (reward - others) * wins + higher);
+    }
+}
+
+/* "none": what the shift of the rewards took from a_i, which is in the share k/n of all
+ * subsets. "loo": a_i - (k/n) (best-of-k of the others), and the subsets without i are all
+ * subsets but those with i. */
+BON_INLINE void finish_baseline(const block *b, const subsets *of, size_t lane,
+                                const bon_vec *base, const bon_vec *best)
+{
+    const double n = (double)b->n, k = (double)of->k;
+    const int loo = of->baseline == BON_BASELINE_LOO;
+    const double scale = loo ? n / (n - k) : 1.0;
+    const bon_vec shift = loo ? *best * (k / (n - k)) : *base * (-k / n);
+    for (size_t i = 0; i < b->n; i++) {
+        bon_vec *weight = bon_vec_at(b->weights + i * LANES + lane);
+        *weight = *weight * scale + shift;
+    }
+}
+
+/* Four rows of a sorted block. */
+BON_INLINE void weigh_four(const block *b, const subsets *of, size_t lane, int tied,
+                           double *value)
+{
+    const levels sums = {b->part[0], b->part[1], b->part[2],
+                         b->part[3], b->part[4], b->part[5]};
+    bon_vec base, best;
+    shift_rewards(b, lane, &base);
+    if (of->baseline == BON_BASELINE_SUBSET && of->k == 1) {
+        weigh_single(b, lane, &best);
+    } else if (of->baseline == BON_BASELINE_SUBSET && !tied) {
+        weigh_untied(b, of, lane, &best);
+    } else {
+        sum_levels(b, of, &sums, lane, tied, &best);
+        if (of->baseline == BON_BASELINE_SUBSET) {
+            weigh_against_subset(b, &sums, lane);
+        } else {
+            weigh_subsets(b, of, &sums, lane, tied);
+            finish_baseline(b, of, lane, &base, &best);
+        }
+    }
+    best += base;
+    for (size_t l = 0; l < 4; l++) value[lane + l] = -best[l];
+}
+
+/* At most LANES rows. False where a value is not finite. */
+BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
+                        const double *rewards, size_t rows, double *value, double *out)
+{
+    double eight[LANES];
+    if (!rows_finite(rewards, rows, b->n)) return 0;
+    if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
+    const int tied = sort_rows(b, scores, rows);
+    bon_gather(b->keys, b->n, b->mask, rewards, rows, b->rewards);
+    for (size_t lane = 0; lane < LANES; lane += 4) weigh_four(b, of, lane, tied, eight);
+    for (size_t r = 0; r < rows; r++) value[r] = eight[r];
+    scatter(b, rows, out);
+    return 1;
+}
+
+static int bon_rows_anywhere(const block *b, const subsets *of, const double *scores,
+                             const double *rewards, size_t rows, double *value, double *out)
+{
+    return bon_rows(b, of, scores, rewards, rows, value, out);
+}
+
+BON_AVX2 static int bon_rows_avx2(const block *b, const subsets *of, const double *scores,
+                                  const double *rewards, size_t rows, double *value,
+                                  double *out)
+{
+    return bon_rows(b, of, scores, rewards, rows, value, out);
+}
+
+/* Of two arrays [count] that are not both finite, the first place where one is not; `at`
+ * is where they start. */
+static bon_status find_not_finite(const double *x, const double *y, size_t count, size_t at,
+                                  size_t *bad)
+{
+    bon_status status = check_finite(x, count, bad);
+    if (status == BON_OK) status = check_finite(y, count, bad);
+    *bad += at;
+    return status;
 }
 
 bon_status bon_bon_loss(const double *scores, const double *rewards, size_t rows, size_t n,
@@ -305,16 +450,21 @@ bon_status bon_bon_loss(const double *scores, const double *rewards, size_t rows
     if (n > BON_MAX_LOSS_SAMPLES || k < 1 || k > n) return BON_ERR_DOMAIN;
     if ((baseline == BON_BASELINE_SUBSET && n < 2) || (baseline == BON_BASELINE_LOO && n == k))
         return BON_ERR_DOMAIN;
-    bon_status status = check_finite(rewards, rows * n, bad);
-    if (status == BON_OK && scores != rewards) status = check_finite(scores, rows * n, bad);
-    if (status != BON_OK) return status;
 
-    sorted_row row = cut_up(n, scratch);
-    const subsets of = {k, baseline, row.table, row.table + n};
+    const block b = cut_up(n, scratch);
+    const subsets of = {k, baseline, b.table, b.table + n};
     fill_subsets(&of, n);
-    for (size_t r = 0; r < rows; r++) {
-        sort_row(&row, scores, r, rows);
-        value[r] = bon_row(&row, &of, rewards + r * n, weights + r * n);
+    const int avx2 = bon_has_avx2();
+    for (size_t r = 0; r < rows; r += LANES) {
+        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
+        const int finite =
+            avx2 ? bon_rows_avx2(&b, &of, scores + at, rewards + at, some, value + r, weights + at)
+                 : bon_rows_anywhere(&b, &of, scores + at, rewards + at, some, value + r,
+                                     weights + at);
+        if (finite) continue;
+        const bon_status status =
+            find_not_finite(rewards + at, scores + at, some * n, at, bad);
+        if (status != BON_OK) return status;
     }
     return BON_OK;
 }
@@ -342,7 +492,7 @@ static tilt exact_tilt(double below, double level, size_t k)
     };
 }
 
-/* Tilts of levels with one sample, by the place of the sample: table[3 t ...]. */
+/* Tilts of levels of one sample: table[3 t ...] with t samples below it. */
 static void fill_tilts(const bon_law *law, size_t n, double *table)
 {
     const double one = 1.0 / (double)n;
@@ -358,123 +508,160 @@ static void fill_tilts(const bon_law *law, size_t n, double *table)
     }
 }
 
-static tilt tilt_of_level(const sorted_row *row, const bon_law *law, size_t low, size_t up)
+/* What the law says of each place, [n, LANES] each. */
+typedef struct {
+    double *mass;  /* under the law; then times (reward - baseline) */
+    double *up_to; /* d log tilt / d F; then times mass */
+    double *below; /* d log tilt / d G; then times mass; untouched by the variational law */
+    double *win;   /* F, without the sample's own group */
+    double *beat;  /* G, likewise */
+    double *from[3]; /* see add_pairs */
+} tilted;
+
+/* Which samples there are, and how they count. */
+typedef struct {
+    const bon_law *law;
+    const double *chance, *win_rate; /* [rows, n] or NULL, as in losses.h */
+    size_t own;                      /* size of a sample's group: 1, or k for winners */
+    double share;                    /* of a pair, where chance is NULL */
+    int winners;
+} setting;
+
+/* -- bon_rl: tilts --------------------------------------------------------- */
+
+/* The variational law, from ranks; four lanes. */
+BON_INLINE void tilt_by_rank(const block *b, const tilted *law, const setting *as,
+                             size_t lane, int tied)
 {
-    if (law->exact && up > low + 1) {
-        const double n = (double)row->n;
-        return exact_tilt((double)low / n, (double)(up - low) / n, law->k);
+    const double lambda = as->law->lambda, others = (double)(b->n - as->own);
+    const bon_vec strength = {lambda, lambda, lambda, lambda};
+    bon_vec mass = {0.0}, win = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane, t = b->n - 1 - i;
+        const double of = b->table[3 * t], up = ((double)(t + 1) - (double)as->own) / others;
+        const bon_vec level_mass = {of, of, of, of}, level_win = {up, up, up, up};
+        bon_choice same = {0};
+        if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
+        keep(&mass, &same, &level_mass);
+        keep(&win, &same, &level_win);
+        *bon_vec_at(law->mass + at) = mass;
+        *bon_vec_at(law->up_to + at) = strength;
+        *bon_vec_at(law->win + at) = win;
     }
-    const double *of = row->table + 3 * (up - 1);
-    return (tilt){of[0], of[1], of[2]};
+}
+
+/* Either law, from ranks; one lane. For winners, who bring their own masses, too. */
+static void tilt_levels(const block *b, const tilted *law, const setting *as, size_t lane,
+                        int tied)
+{
+    const double n = (double)b->n, own = (double)as->own;
+    for (size_t first = 0, end; first < b->n; first = end) {
+        end = level_end(b, first, lane, tied);
+        const double up = n - (double)first, low = n - (double)end;
+        const double *one = b->table + 3 * (b->n - end);
+        tilt of = {one[0], one[1], one[2]};
+        if (as->law->exact && end > first + 1)
+            of = exact_tilt(low / n, (up - low) / n, as->law->k);
+        for (size_t i = first; i < end; i++) {
+            const size_t at = i * LANES + lane;
+            law->mass[at] = of.mass;
+            law->up_to[at] = of.up_to;
+            law->below[at] = of.below;
+            law->win[at] = (up - own) / (n - own);
+            law->beat[at] = (low + 1.0 - own) / (n - own);
+        }
+    }
+}
+
+/* Either law where F of each sample is known or the samples are all outcomes; one lane
+ * of the rows that chance and win_rate start at. */
+static void tilt_known(const block *b, const tilted *law, const setting *as, size_t row,
+                       size_t lane, int tied)
+{
+    const size_t n = b->n;
+    const double *chance = as->chance ? as->chance + row * n : NULL;
+    const double *known = as->win_rate ? as->win_rate + row * n : NULL;
+    double below = 0.0, top = 0.0;
+    for (size_t end = n, first; end > 0; end = first) {
+        first = level_begin(b, end, lane, tied);
+        double level = 0.0;
+        for (size_t i = first; i < end; i++) level += chance ? chance[column(b, i, lane)] : 0.0;
+        for (size_t i = first; i < end; i++) {
+            const size_t at = i * LANES + lane;
+            law->win[at] = known ? known[column(b, i, lane)] : below + level;
+            law->beat[at] = below;
+            if (law->win[at] > top) top = law->win[at];
+        }
+        below += level;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const size_t at = i * LANES + lane;
+        const double win = law->win[at], low = law->beat[at];
+        tilt of = {0.0, as->law->lambda, 0.0};
+        if (as->law->exact)
+            of = exact_tilt(low, win - low, as->law->k);
+        else
+            of.mass = exp(of.up_to * (win - top)); /* top keeps it away from 0 */
+        law->mass[at] = of.mass * (chance ? chance[column(b, i, lane)] : 1.0);
+        law->up_to[at] = of.up_to;
+        law->below[at] = of.below;
+    }
 }
 
 /* -- bon_rl: masses -------------------------------------------------------- */
 
-/* Fills mass, up_to, below, win and beat, for samples drawn from the policy. `own` is the
- * size of a sample's group, none of which it is compared with. */
-static void tilt_drawn(sorted_row *row, const bon_law *law, size_t own)
+/* Masses become v (R - b), divided by 1 - sum v^2 if that many samples estimate b. Rewards
+ * relative to that of the largest mass, and 1 - v as the sum of the rest: nothing is lost
+ * where one sample has nearly all. */
+BON_INLINE void centre_masses(const block *b, const tilted *law, size_t lane, int estimated,
+                              bon_vec *value)
 {
-    const double others = (double)(row->n - own);
-    for (size_t low = 0, up; low < row->n; low = up) {
-        up = level_end(row, low);
-        const tilt of = tilt_of_level(row, law, low, up);
-        const double win = ((double)up - (double)own) / others;
-        const double beat = ((double)low + 1.0 - (double)own) / others;
-        for (size_t t = low; t < up; t++) {
-            row->mass[t] = of.mass;
-            row->up_to[t] = of.up_to;
-            row->below[t] = of.below;
-            row->win[t] = win;
-            row->beat[t] = beat;
-        }
+    double *masses = law->mass + lane, *rewards = b->rewards + lane;
+    bon_vec top = {0.0}, rest = {0.0}, base = *bon_vec_at(rewards), sum = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const bon_vec mass = *bon_vec_at(masses + i * LANES);
+        const bon_choice more = mass > top;
+        bon_vec less = mass;
+        bon_choose(&less, &more, &top, &mass);
+        rest += less;
+        bon_choose(&base, &more, bon_vec_at(rewards + i * LANES), &base);
+        bon_choose(&top, &more, &mass, &top);
     }
-}
-
-static double largest(const double *x, size_t n)
-{
-    double top = x[0];
-    for (size_t i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-    return top;
-}
-
-/* The same where F of each sample is known. */
-static void tilt_known(sorted_row *row, const bon_law *law, const double *win_rate)
-{
-    const double top = largest(win_rate, row->n); /* keeps exp away from 0 */
-    for (size_t t = 0; t < row->n; t++) {
-        row->win[t] = win_rate[row->order[t]];
-        row->mass[t] = exp(law->lambda * (row->win[t] - top));
-        row->up_to[t] = law->lambda;
-        row->below[t] = row->beat[t] = 0.0;
+    const bon_vec all = rest + top;
+    bon_vec pairs = {0.0}; /* all^2 (1 - sum v^2) */
+    for (size_t i = 0; i < b->n; i++) {
+        const bon_vec mass = *bon_vec_at(masses + i * LANES);
+        const bon_choice largest = mass == top;
+        bon_vec others = all - mass;
+        bon_choose(&others, &largest, &rest, &others);
+        pairs += mass * others;
+        sum += mass * (*bon_vec_at(rewards + i * LANES) - base);
     }
-}
-
-/* The same where the samples are all outcomes, with these chances. */
-static void tilt_outcomes(sorted_row *row, const bon_law *law, const double *chance,
-                          const double *win_rate)
-{
-    if (win_rate != NULL) tilt_known(row, law, win_rate);
-    double below = 0.0;
-    for (size_t low = 0, up; low < row->n; low = up) {
-        up = level_end(row, low);
-        double level = 0.0;
-        for (size_t t = low; t < up; t++) level += chance[row->order[t]];
-        tilt of = {exp(law->lambda * (below + level - 1.0)), law->lambda, 0.0};
-        if (law->exact) of = exact_tilt(below, level, law->k);
-        for (size_t t = low; t < up; t++) {
-            if (win_rate == NULL) {
-                row->mass[t] = of.mass;
-                row->up_to[t] = of.up_to;
-                row->below[t] = of.below;
-                row->win[t] = below + level;
-                row->beat[t] = below;
-            }
-            row->mass[t] *= chance[row->order[t]];
-        }
-        below += level;
+    const bon_vec mean = sum / all;
+    bon_vec scale = 1.0 / all;
+    if (estimated) { /* 0 where one sample has all the mass, and R = b there */
+        const bon_choice some = pairs > 0.0;
+        scale = (bon_vec)((bon_choice)(all / pairs) & some);
     }
-}
-
-/* Masses become v (R - b), divided by 1 - sum v^2 if that many samples estimate b.
- * Returns b. Rewards relative to that of the largest mass, and 1 - v as the sum of the
- * rest: nothing is lost where one sample has nearly all. */
-static double centre_masses(sorted_row *row, const double *rewards, int estimated)
-{
-    const size_t n = row->n;
-    size_t top = n - 1;
-    for (size_t t = 0; t < n; t++)
-        if (row->mass[t] > row->mass[top]) top = t;
-    const double base = rewards[row->order[top]];
-    double rest = 0.0, sum = 0.0;
-    for (size_t t = 0; t < n; t++) {
-        row->rewards[t] = rewards[row->order[t]] - base;
-        sum += row->mass[t] * row->rewards[t];
-        if (t != top) rest += row->mass[t];
+    for (size_t i = 0; i < b->n; i++) {
+        bon_vec *mass = bon_vec_at(masses + i * LANES);
+        *mass *= scale * (*bon_vec_at(rewards + i * LANES) - base - mean);
     }
-    const double all = rest + row->mass[top], mean = sum / all;
-    double pairs = row->mass[top] * rest;
-    for (size_t t = 0; t < n; t++)
-        if (t != top) pairs += row->mass[t] * (all - row->mass[t]);
-    /* pairs / all^2 = 1 - sum v^2: 0 where one sample has all the mass, and R = b there */
-    const double scale = !estimated ? 1.0 / all : pairs > 0.0 ? all / pairs : 0.0;
-    for (size_t t = 0; t < n; t++) row->mass[t] *= scale * (row->rewards[t] - mean);
-    return mean + base;
+    *value = -(mean + base);
 }
 
 /* -- bon_rl: winners of groups --------------------------------------------- */
 
 /* Groups of k neighbours. Each has a slot: its best score, how many have it, their mean
- * reward, and sums over them that add_pairs takes out. */
-enum { TOP, TIED, REWARD, UP_TO, BELOW, BOTH, SLOT };
-
-/* Fills TOP, TIED and REWARD, relative to base. Returns the sum of REWARD. */
+ * reward, and sums over them that add_pairs takes out. Fills the first three, of a row;
+ * rewards relative to base. Returns the sum of the mean rewards. */
 static double fill_groups(const double *scores, const double *rewards, double base,
                           size_t groups, size_t k, double *slots)
 {
     double sum = 0.0;
     for (size_t g = 0; g < groups; g++) {
-        double *slot = slots + SLOT * g, reward = 0.0, tied = 0.0;
-        const double top = largest(scores + g * k, k);
+        double *slot = slots + SLOT * g, reward = 0.0, tied = 0.0, top = scores[g * k];
+        for (size_t i = g * k; i < (g + 1) * k; i++) top = fmax(top, scores[i]);
         for (size_t i = g * k; i < (g + 1) * k; i++)
             if (scores[i] == top) {
                 reward += rewards[i] - base;
@@ -489,113 +676,201 @@ static double fill_groups(const double *scores, const double *rewards, double ba
 }
 
 /* Masses of the winners, each 1/groups shared by those that tie, times its reward less
- * the mean of the other groups' winners. Returns the mean reward of all winners. */
-static double weigh_winners(sorted_row *row, const double *scores, const double *rewards,
-                            size_t k)
+ * the mean of the other groups' winners; one lane, whose row starts at scores and
+ * rewards. Returns the value. */
+static double weigh_winners(const block *b, const tilted *law, const double *scores,
+                            const double *rewards, size_t k, size_t lane)
 {
-    const size_t groups = row->n / k;
+    const size_t groups = b->n / k;
     const double base = rewards[0];
-    const double sum = fill_groups(scores, rewards, base, groups, k, row->slots);
-    for (size_t t = 0; t < row->n; t++) {
-        const size_t i = row->order[t], g = i / k;
-        const double *slot = row->slots + SLOT * g;
-        if (g >= groups || row->scores[t] != slot[TOP]) {
-            row->mass[t] = 0.0;
-            continue;
-        }
+    const double sum = fill_groups(scores, rewards, base, groups, k, b->slots);
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t sample = column(b, i, lane), g = sample / k, at = i * LANES + lane;
+        const double *slot = b->slots + SLOT * g;
+        law->mass[at] = 0.0;
+        if (g >= groups || scores[sample] != slot[TOP]) continue;
         const double others = (sum - slot[REWARD]) / (double)(groups - 1);
-        row->mass[t] = (rewards[i] - base - others) / (slot[TIED] * (double)groups);
-        row->beat[t] += (slot[TIED] - 1.0) / (double)(row->n - k);
+        law->mass[at] = (rewards[sample] - base - others) / (slot[TIED] * (double)groups);
+        law->beat[at] += (slot[TIED] - 1.0) / (double)(b->n - k);
     }
-    return sum / (double)groups + base;
+    return -(sum / (double)groups + base);
+}
+
+/* What a sample must not see of the three sums in add_pairs is what its group adds to
+ * them. A winner sees its own group's `below` taken out already: it is not above itself.
+ * The samples left over, with the slot after the last group's, see all. One lane. */
+static void take_out_groups(const block *b, const tilted *law, const double *scores, size_t k,
+                            size_t lane)
+{
+    const size_t groups = b->n / k;
+    for (size_t g = 0; g <= groups; g++)
+        b->slots[SLOT * g + UP_TO] = b->slots[SLOT * g + BELOW] = b->slots[SLOT * g + BOTH] = 0.0;
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        const double mass = law->mass[at];
+        double *slot = b->slots + SLOT * (column(b, i, lane) / k);
+        slot[UP_TO] += mass * law->up_to[at];
+        slot[BELOW] += mass * law->below[at];
+        slot[BOTH] += mass * (law->up_to[at] * law->win[at] + law->below[at] * law->beat[at]);
+    }
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t sample = column(b, i, lane), at = i * LANES + lane;
+        const double *slot = b->slots + SLOT * (sample / k);
+        const int wins = sample / k < groups && scores[sample] == slot[TOP];
+        law->from[0][at] = slot[UP_TO];
+        law->from[1][at] = wins ? 0.0 : slot[BELOW];
+        law->from[2][at] = slot[BOTH];
+    }
 }
 
 /* -- bon_rl: pairs --------------------------------------------------------- */
 
-/* Which pairs of samples count, and how much each. */
-typedef struct {
-    const double *chance; /* [n] of the outcomes: all pairs, by the chance of the lower */
-    double share;         /* of a pair, where chance is NULL */
-    size_t k;             /* size of the groups that winners come from, or 0 */
-} pairing;
+/* How pairs are made: with the others, with the samples of other groups, or with all. */
+typedef enum { OTHERS, GROUPS, ALL } partners;
 
-/* What the sample at place t must not see of the three sums in add_pairs. */
-typedef struct {
-    double up_to, below, both;
-} inside;
-
-static inline inside inside_of(const sorted_row *row, const pairing *with, size_t t)
+/* weights[j] = -(mass_j + share * sum over partners i of
+ *                mass_i (up_to_i (1{r_i >= r_j} - win_i) + below_i (1{r_i > r_j} - beat_i)))
+ *
+ * Downwards, the sums over all places so far, of up_to with the place and of below without
+ * its level; upwards, each level takes the sum at its last place. For ALL, from[0] is the
+ * share of each place. */
+BON_INLINE void add_pairs(const block *b, const tilted *law, double share, partners with,
+                          int exact, size_t lane, int tied)
 {
-    if (with->chance != NULL) return (inside){0.0, 0.0, 0.0};
-    if (with->k == 0)
-        return (inside){row->up_to[t], 0.0,
-                        row->up_to[t] * row->win[t] + row->below[t] * row->beat[t]};
-    const double *slot = row->slots + SLOT * (row->order[t] / with->k);
-    const int wins = row->scores[t] == slot[TOP];
-    return (inside){slot[UP_TO], wins ? 0.0 : slot[BELOW], slot[BOTH]};
-}
-
-/* Sums of up_to, below and both over each group; the samples left over have a slot of 0. */
-static void sum_groups(sorted_row *row, size_t k)
-{
-    const size_t groups = row->n / k;
-    for (size_t g = 0; g <= groups; g++) {
-        double *slot = row->slots + SLOT * g;
-        slot[UP_TO] = slot[BELOW] = slot[BOTH] = 0.0;
-        if (g == groups) slot[TOP] = INFINITY;
+    bon_vec both = {0.0}, up_to = {0.0}, below = {0.0}, in_level = {0.0}, reach = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        const bon_vec mass = *bon_vec_at(law->mass + at);
+        bon_vec *up = bon_vec_at(law->up_to + at);
+        *up *= mass;
+        both += *up * *bon_vec_at(law->win + at);
+        up_to += *up;
+        *bon_vec_at(b->rewards + at) = up_to; /* the rewards are done */
+        if (!exact) continue;
+        bon_choice same = {0};
+        if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
+        bon_vec *low = bon_vec_at(law->below + at);
+        const bon_vec above = below + in_level, zero = {0.0};
+        keep(&below, &same, &above);
+        keep(&in_level, &same, &zero);
+        *low *= mass;
+        in_level += *low;
+        both += *low * *bon_vec_at(law->beat + at);
+        *bon_vec_at(b->weights + at) = below;
     }
-    for (size_t t = 0; t < row->n; t++) {
-        double *slot = row->slots + SLOT * (row->order[t] / k);
-        slot[UP_TO] += row->up_to[t];
-        slot[BELOW] += row->below[t];
-        slot[BOTH] += row->up_to[t] * row->win[t] + row->below[t] * row->beat[t];
-    }
-}
-
-/* weights[j] = -(mass_j + sum over i of mass_i (up_to_i (1{r_i >= r_j} - win_i)
- *                                             + below_i (1{r_i > r_j} - beat_i)) share)
- * downwards, with running sums over the higher levels. */
-static void add_pairs(sorted_row *row, const pairing *with, double *weights)
-{
-    double both = 0.0, up_to = 0.0, below = 0.0;
-    for (size_t t = 0; t < row->n; t++) {
-        row->up_to[t] *= row->mass[t];
-        row->below[t] *= row->mass[t];
-        both += row->up_to[t] * row->win[t] + row->below[t] * row->beat[t];
-    }
-    if (with->k > 0) sum_groups(row, with->k);
-    for (size_t up = row->n, low; up > 0; up = low) {
-        low = level_start(row, up);
-        up_to += sum_of(row->up_to, low, up);
-        for (size_t t = low; t < up; t++) {
-            const inside own = inside_of(row, with, t);
-            const size_t i = row->order[t];
-            const double pairs =
-                (up_to - own.up_to) + (below - own.below) - (both - own.both);
-            const double share = with->chance != NULL ? with->chance[i] : with->share;
-            weights[i] = -(row->mass[t] + share * pairs);
-        }
-        below += sum_of(row->below, low, up);
+    for (size_t i = b->n; i-- > 0;) {
+        const size_t at = i * LANES + lane;
+        bon_choice same = {0};
+        if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
+        keep(&reach, &same, bon_vec_at(b->rewards + at));
+        const bon_vec up = *bon_vec_at(law->up_to + at);
+        bon_vec pairs = reach - both;
+        if (exact) pairs += *bon_vec_at(b->weights + at);
+        if (with == OTHERS) pairs += up * (*bon_vec_at(law->win + at) - 1.0);
+        if (with == OTHERS && exact)
+            pairs += *bon_vec_at(law->below + at) * *bon_vec_at(law->beat + at);
+        if (with == GROUPS)
+            pairs += *bon_vec_at(law->from[2] + at) - *bon_vec_at(law->from[0] + at)
+                     - *bon_vec_at(law->from[1] + at);
+        bon_vec weight = pairs * share;
+        if (with == ALL) weight = pairs * *bon_vec_at(law->from[0] + at);
+        *bon_vec_at(b->weights + at) = -(*bon_vec_at(law->mass + at) + weight);
     }
 }
 
 /* -- bon_rl ---------------------------------------------------------------- */
 
-static bon_status check_law(const bon_law *law, const double *win_rate)
+static tilted parts_of(const block *b)
 {
-    const int fits = law->k >= 1 && law->lambda >= 0.0 && isfinite(law->lambda);
-    return fits && !(law->exact && win_rate != NULL) ? BON_OK : BON_ERR_DOMAIN;
+    return (tilted){b->part[0], b->part[1], b->part[2], b->part[3], b->part[4],
+                    {b->part[5], b->part[6], b->part[7]}};
 }
 
-static bon_status check_inputs(const double *scores, const double *more,
-                               const double *chance, const double *win_rate, size_t count,
-                               size_t *bad)
+/* The variational law of samples drawn from the policy: all of it side by side. */
+BON_INLINE void rl_by_rank(const block *b, const tilted *law, const setting *as, int tied,
+                           double *value)
 {
-    bon_status status = check_finite(scores, count, bad);
-    if (status == BON_OK) status = check_finite(more, count, bad);
-    if (status == BON_OK) status = check_within(chance, count, bad);
-    if (status == BON_OK) status = check_within(win_rate, count, bad);
-    return status;
+    for (size_t lane = 0; lane < LANES; lane += 4) {
+        bon_vec four;
+        tilt_by_rank(b, law, as, lane, tied);
+        centre_masses(b, law, lane, 1, &four);
+        add_pairs(b, law, as->share, OTHERS, 0, lane, tied);
+        for (size_t l = 0; l < 4; l++) value[lane + l] = four[l];
+    }
+}
+
+/* Everything else: tilts row by row. scores and rewards: `rows` of them, the first of
+ * which is row `at` of the call. */
+BON_INLINE void rl_by_row(const block *b, const tilted *law, const setting *as,
+                          const double *scores, const double *rewards, size_t at,
+                          size_t rows, int tied, double *value)
+{
+    const size_t n = b->n;
+    for (size_t l = 0; l < LANES; l++) {
+        const size_t r = l < rows ? l : rows - 1;
+        if (as->chance != NULL || as->win_rate != NULL)
+            tilt_known(b, law, as, at + r, l, tied);
+        else
+            tilt_levels(b, law, as, l, tied);
+        if (as->winners)
+            value[l] = weigh_winners(b, law, scores + r * n, rewards + r * n, as->own, l);
+        if (as->winners) take_out_groups(b, law, scores + r * n, as->own, l);
+        for (size_t i = 0; as->chance != NULL && i < n; i++)
+            law->from[0][i * LANES + l] = as->chance[(at + r) * n + column(b, i, l)];
+    }
+    const partners with = as->chance != NULL ? ALL : as->winners ? GROUPS : OTHERS;
+    for (size_t lane = 0; lane < LANES; lane += 4) {
+        bon_vec four;
+        if (!as->winners) {
+            centre_masses(b, law, lane, as->chance == NULL, &four);
+            for (size_t l = 0; l < 4; l++) value[lane + l] = four[l];
+        }
+        add_pairs(b, law, as->share, with, 1, lane, tied);
+    }
+}
+
+/* At most LANES rows, of which the first is row `at` of the call. False where a value is
+ * not finite. */
+BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
+                       const double *rewards, size_t at, size_t rows, double *value,
+                       double *out)
+{
+    const tilted law = parts_of(b);
+    double eight[LANES];
+    if (!rows_finite(rewards, rows, b->n)) return 0;
+    if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
+    const int tied = sort_rows(b, scores, rows);
+    bon_gather(b->keys, b->n, b->mask, rewards, rows, b->rewards);
+    const int by_rank = !as->law->exact && !as->winners && !as->chance && !as->win_rate;
+    if (by_rank && tied)
+        rl_by_rank(b, &law, as, 1, eight);
+    else if (by_rank)
+        rl_by_rank(b, &law, as, 0, eight);
+    else
+        rl_by_row(b, &law, as, scores, rewards, at, rows, tied, eight);
+    for (size_t r = 0; r < rows; r++) value[r] = eight[r];
+    scatter(b, rows, out);
+    return 1;
+}
+
+static int rl_rows_anywhere(const block *b, const setting *as, const double *scores,
+                            const double *rewards, size_t at, size_t rows, double *value,
+                            double *out)
+{
+    return rl_rows(b, as, scores, rewards, at, rows, value, out);
+}
+
+BON_AVX2 static int rl_rows_avx2(const block *b, const setting *as, const double *scores,
+                                 const double *rewards, size_t at, size_t rows,
+                                 double *value, double *out)
+{
+    return rl_rows(b, as, scores, rewards, at, rows, value, out);
+}
+
+static int law_fits(const bon_law *law, const double *win_rate)
+{
+    const int fits = law->k >= 1 && law->lambda >= 0.0 && isfinite(law->lambda);
+    return fits && !(law->exact && win_rate != NULL);
 }
 
 bon_status bon_rl_loss(const double *scores, const double *rewards, const double *chance,
@@ -604,134 +879,198 @@ bon_status bon_rl_loss(const double *scores, const double *rewards, const double
                        size_t *bad)
 {
     *bad = 0;
-    if (n > BON_MAX_LOSS_SAMPLES || check_law(law, win_rate) != BON_OK) return BON_ERR_DOMAIN;
+    if (n > BON_MAX_LOSS_SAMPLES || !law_fits(law, win_rate)) return BON_ERR_DOMAIN;
     if (n < 1 || (chance == NULL && n < 3)) return BON_ERR_DOMAIN;
     if (winners && (chance != NULL || win_rate != NULL || n / law->k < 2 || n < law->k + 2))
         return BON_ERR_DOMAIN;
-    const bon_status status = check_inputs(scores, rewards, chance, win_rate, rows * n, bad);
+    bon_status status = check_within(chance, rows * n, bad);
+    if (status == BON_OK) status = check_within(win_rate, rows * n, bad);
     if (status != BON_OK) return status;
 
-    sorted_row row = cut_up(n, scratch);
-    const size_t own = winners ? law->k : 1;
-    const double pairs = (double)(n - own) - (win_rate == NULL ? 1.0 : 0.0);
-    pairing with = {.share = 1.0 / pairs, .k = winners ? law->k : 0};
-    if (chance == NULL) fill_tilts(law, n, row.table);
-    for (size_t r = 0; r < rows; r++) {
-        const size_t at = r * n;
-        const double *known = win_rate == NULL ? NULL : win_rate + at;
-        sort_row(&row, scores, r, rows);
-        if (chance != NULL)
-            tilt_outcomes(&row, law, with.chance = chance + at, known);
-        else if (known != NULL)
-            tilt_known(&row, law, known);
-        else
-            tilt_drawn(&row, law, own);
-        value[r] = winners ? -weigh_winners(&row, scores + at, rewards + at, law->k)
-                           : -centre_masses(&row, rewards + at, chance == NULL);
-        add_pairs(&row, &with, weights + at);
+    const block b = cut_up(n, scratch);
+    setting as = {.law = law, .chance = chance, .win_rate = win_rate, .winners = winners};
+    as.own = winners ? law->k : 1;
+    as.share = 1.0 / ((double)(n - as.own) - (win_rate == NULL ? 1.0 : 0.0));
+    if (chance == NULL) fill_tilts(law, n, b.table);
+    const int avx2 = bon_has_avx2();
+    for (size_t r = 0; r < rows; r += LANES) {
+        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
+        const int finite =
+            avx2 ? rl_rows_avx2(&b, &as, scores + at, rewards + at, r, some, value + r,
+                                weights + at)
+                 : rl_rows_anywhere(&b, &as, scores + at, rewards + at, r, some, value + r,
+                                    weights + at);
+        if (finite) continue;
+        status = find_not_finite(rewards + at, scores + at, some * n, at, bad);
+        if (status != BON_OK) return status;
     }
     return BON_OK;
 }
 
 /* -- bon_sft --------------------------------------------------------------- */
 
-/* The samples of the policy among those of a row, which alone make up its law. */
+/* The rows of one core call, and what a block's rows have: how many experts and samples of
+ * the policy each, and its value. */
 typedef struct {
-    double experts, policy; /* how many */
-    double strength;        /* lambda */
-    double lower;           /* what a pair of policy samples counts, .. */
-    double shown;           /* .. and one of an expert with a policy sample */
-} sft_counts;
+    const double *scores, *logp, *chance, *win_rate;
+    const uint8_t *expert;
+    double lambda;
+    double table_of; /* the m that the table is of; see fill_sft_table */
+    double experts[LANES], policy[LANES], value[LANES];
+} sft_call;
 
-static sft_counts count_samples(const uint8_t *expert, size_t n, const bon_law *law,
-                                int known)
+/* table[c] = exp(lambda (c/(m-1) - 1)), for c of m - 1 others with a lower or equal score. */
+static void fill_sft_table(const block *b, sft_call *in, double policy)
 {
-    double experts = 0.0;
-    for (size_t i = 0; i < n; i++) experts += expert[i] != 0;
-    const double policy = (double)n - experts, spared = known ? 0.0 : 1.0;
-    return (sft_counts){experts, policy, law->lambda, 1.0 / (policy - 1.0 - spared),
-                        1.0 / (policy - spared)};
+    if (in->table_of == policy) return;
+    in->table_of = policy;
+    for (size_t c = 0; (double)c < policy; c++)
+        b->table[c] = exp(in->lambda * ((double)c / (policy - 1.0) - 1.0));
 }
 
-/* Fills win, and mass with what a sample of the policy counts in the law, 0 for experts,
- * before normalising. Of the policy's samples, an expert is compared with all, and each
- * of them with all others. */
-static void weigh_policy(sorted_row *row, const sft_counts *of, const uint8_t *expert,
-                         const double *chance, const double *win_rate)
+/* Counts the samples of eight rows from row `at` on. False, with *bad, where a row lacks
+ * experts or samples of the policy. */
+static int count_samples(sft_call *in, size_t at, size_t rows, size_t n, size_t *bad)
 {
-    const size_t n = row->n;
-    double seen = 0.0; /* of the policy, up to this level: a number, or a chance */
-    for (size_t low = 0, up; low < n; low = up) {
-        up = level_end(row, low);
-        for (size_t t = low; t < up; t++) {
-            const size_t i = row->order[t];
-            if (!expert[i]) seen += chance != NULL ? chance[i] : 1.0;
+    const double fewest = in->chance == NULL ? 3.0 : 1.0;
+    for (size_t l = 0; l < LANES; l++) {
+        const size_t r = at + (l < rows ? l : rows - 1);
+        size_t experts = 0;
+        for (size_t i = 0; i < n; i++) experts += in->expert[r * n + i] != 0;
+        in->experts[l] = (double)experts;
+        in->policy[l] = (double)(n - experts);
+        *bad = r * n;
+        if (experts < 1 || in->policy[l] < fewest) return 0;
+    }
+    return 1;
+}
+
+static double largest(const double *x, size_t n)
+{
+    double top = x[0];
+    for (size_t i = 1; i < n; i++) top = fmax(top, x[i]);
+    return top;
+}
+
+/* Fills win; up_to with 1 for samples of the policy and 0 for experts; mass with what the
+ * law gives to samples of the policy, normalised; from[0] with the chances. Of the
+ * policy's samples, an expert is compared with all, and each of them with all others.
+ * One lane, of row r of the call. Returns the value. */
+static double tilt_policy(const block *b, const tilted *law, const sft_call *in, size_t r,
+                          size_t lane, int tied)
+{
+    const uint8_t *expert = in->expert + r * b->n;
+    const double *known = in->win_rate ? in->win_rate + r * b->n : NULL;
+    const double *chance = in->chance ? in->chance + r * b->n : NULL;
+    const double m = in->policy[lane], top = known ? largest(known, b->n) : 1.0;
+    double seen = 0.0, all = 0.0, phi = 0.0;
+    for (size_t end = b->n, first; end > 0; end = first) {
+        size_t below = 0; /* samples of the policy in this level */
+        double level = 0.0;
+        first = level_begin(b, end, lane, tied);
+        for (size_t i = first; i < end; i++) {
+            const size_t sample = column(b, i, lane);
+            below += expert[sample] == 0;
+            if (expert[sample] == 0) level += chance ? chance[sample] : 1.0;
         }
-        for (size_t t = low; t < up; t++) {
-            const size_t i = row->order[t];
-            if (win_rate != NULL)
-                row->win[t] = win_rate[i];
-            else if (chance != NULL)
-                row->win[t] = seen;
+        seen += level;
+        for (size_t i = first; i < end; i++) {
+            const size_t sample = column(b, i, lane), at = i * LANES + lane;
+            const double mine = expert[sample] ? 0.0 : 1.0;
+            const double win = known    ? known[sample]
+                               : chance ? seen
+                                        : (seen - mine) / (m - mine);
+            double mass = 0.0;
+            if (expert[sample])
+                phi += in->logp[r * b->n + sample] + in->lambda * (win - top);
+            else if (known || chance)
+                mass = exp(in->lambda * (win - top)) * (chance ? chance[sample] : 1.0 / m);
             else
-                row->win[t] = expert[i] ? seen / of->policy : (seen - 1.0) / (of->policy - 1.0);
+                mass = b->table[(size_t)seen - 1] / m;
+            law->up_to[at] = mine;
+            law->win[at] = win;
+            law->mass[at] = mass;
+            law->from[0][at] = chance ? chance[sample] : 0.0;
+            all += mass;
         }
     }
-    const double top = largest(row->win, n);
-    for (size_t t = 0; t < n; t++) {
-        const size_t i = row->order[t];
-        const double weight = expert[i] ? 0.0 : chance != NULL ? chance[i] : 1.0 / of->policy;
-        row->mass[t] = weight * exp(of->strength * (row->win[t] - top));
+    for (size_t i = 0; i < b->n; i++) law->mass[i * LANES + lane] /= all;
+    return log(all) - phi / in->experts[lane];
+}
+
+/* Weights of four rows. The masses are centred, which changes no expectation: by those of
+ * the other samples, or by the chances of the outcomes. Pairs as in add_pairs, where
+ * experts count with -1/experts. */
+BON_INLINE void add_sft_pairs(const block *b, const tilted *law, const sft_call *in,
+                              size_t lane, int tied)
+{
+    const bon_vec experts = *bon_const_vec_at(in->experts + lane);
+    const bon_vec m = *bon_const_vec_at(in->policy + lane);
+    const double spared = in->win_rate == NULL ? 1.0 : 0.0;
+    const bon_vec of_lower = 1.0 / (m - 1.0 - spared), of_shown = 1.0 / (m - spared);
+    bon_vec both = {0.0}, shown_both = {0.0}, higher = {0.0}, shown = {0.0};
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        const bon_vec mass = *bon_vec_at(law->mass + at), win = *bon_vec_at(law->win + at);
+        const bon_vec expert = (1.0 - *bon_vec_at(law->up_to + at)) / experts;
+        both += mass * win;
+        shown_both += expert * win;
+        higher += mass;
+        shown += expert;
+        *bon_vec_at(law->below + at) = higher;
+        *bon_vec_at(law->beat + at) = shown;
+    }
+    for (size_t i = b->n; i-- > 0;) {
+        const size_t at = i * LANES + lane;
+        bon_choice same = {0};
+        if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
+        keep(&higher, &same, bon_vec_at(law->below + at));
+        keep(&shown, &same, bon_vec_at(law->beat + at));
+        const bon_vec mass = *bon_vec_at(law->mass + at), win = *bon_vec_at(law->win + at);
+        bon_vec weight;
+        if (in->chance != NULL) {
+            const bon_vec chance = *bon_vec_at(law->from[0] + at);
+            const bon_vec pairs = (higher - both) - (shown - shown_both);
+            weight = mass - chance + in->lambda * chance * pairs;
+        } else {
+            const bon_vec lower = (higher - mass) - (both - mass * win);
+            const bon_vec pairs = lower * of_lower - (shown - shown_both) * of_shown;
+            weight = (mass * m - 1.0) / (m - 1.0) + in->lambda * pairs;
+        }
+        const bon_vec of_expert = -1.0 / experts;
+        const bon_choice drawn = *bon_vec_at(law->up_to + at) > 0.5;
+        bon_choose(bon_vec_at(b->weights + at), &drawn, &weight, &of_expert);
     }
 }
 
-/* Normalises mass and returns the loss. */
-static double sft_value(sorted_row *row, const sft_counts *of, const double *logp,
-                        const uint8_t *expert)
+/* At most LANES rows from row `at` of the call on. False where a value is not finite. */
+BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t rows, double *out)
 {
-    const double top = largest(row->win, row->n), all = sum_of(row->mass, 0, row->n);
-    double phi = 0.0;
-    for (size_t t = 0; t < row->n; t++) {
-        const size_t i = row->order[t];
-        if (expert[i]) phi += logp[i] + of->strength * (row->win[t] - top);
-        row->mass[t] /= all;
+    const tilted law = parts_of(b);
+    const double *scores = in->scores + at * b->n;
+    if (!rows_finite(scores, rows, b->n)) return 0;
+    if (!rows_finite(in->logp + at * b->n, rows, b->n)) return 0;
+    const int tied = sort_rows(b, scores, rows);
+    for (size_t l = 0; l < LANES; l++) {
+        const size_t r = at + (l < rows ? l : rows - 1);
+        if (in->chance == NULL && in->win_rate == NULL) fill_sft_table(b, in, in->policy[l]);
+        in->value[l] = tilt_policy(b, &law, in, r, l, tied);
     }
-    return log(all) - phi / of->experts;
+    for (size_t lane = 0; lane < LANES; lane += 4) add_sft_pairs(b, &law, in, lane, tied);
+    scatter(b, rows, out);
+    return 1;
 }
 
-/* Weights of a row whose masses are normalised. The masses are centred, which changes no
- * expectation: by those of the other samples, or by the chances of the outcomes. Pairs as
- * in add_pairs, where experts count with -1/experts. */
-static void weigh_sft(sorted_row *row, const sft_counts *of, const uint8_t *expert,
-                      const double *chance, double *weights)
+static int sft_block_anywhere(const block *b, sft_call *in, size_t at, size_t rows,
+                              double *out)
 {
-    double both = 0.0, shown_both = 0.0, higher = 0.0, shown = 0.0;
-    for (size_t t = 0; t < row->n; t++) {
-        both += row->mass[t] * row->win[t];
-        if (expert[row->order[t]]) shown_both += row->win[t] / of->experts;
-    }
-    for (size_t up = row->n, low; up > 0; up = low) {
-        low = level_start(row, up);
-        for (size_t t = low; t < up; t++) {
-            higher += row->mass[t];
-            if (expert[row->order[t]]) shown += 1.0 / of->experts;
-        }
-        for (size_t t = low; t < up; t++) {
-            const size_t i = row->order[t];
-            const double mass = row->mass[t];
-            if (expert[i]) {
-                weights[i] = -1.0 / of->experts;
-            } else if (chance != NULL) {
-                const double pairs = (higher - both) - (shown - shown_both);
-                weights[i] = mass - chance[i] + of->strength * chance[i] * pairs;
-            } else {
-                const double lower = (higher - mass) - (both - mass * row->win[t]);
-                const double pairs = lower * of->lower - (shown - shown_both) * of->shown;
-                weights[i] = (mass * of->policy - 1.0) / (of->policy - 1.0)
-                             + of->strength * pairs;
-            }
-        }
-    }
+    return sft_block(b, in, at, rows, out);
+}
+
+BON_AVX2 static int sft_block_avx2(const block *b, sft_call *in, size_t at, size_t rows,
+                                   double *out)
+{
+    return sft_block(b, in, at, rows, out);
 }
 
 bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t *expert,
@@ -740,28 +1079,25 @@ bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t 
                         double *weights, size_t *bad)
 {
     *bad = 0;
-    if (n < 1 || n > BON_MAX_LOSS_SAMPLES || law->exact
-        || check_law(law, win_rate) != BON_OK)
+    if (n < 1 || n > BON_MAX_LOSS_SAMPLES || law->exact || !law_fits(law, win_rate))
         return BON_ERR_DOMAIN;
-    const bon_status status = check_inputs(scores, logp, chance, win_rate, rows * n, bad);
+    bon_status status = check_within(chance, rows * n, bad);
+    if (status == BON_OK) status = check_within(win_rate, rows * n, bad);
     if (status != BON_OK) return status;
 
-    sorted_row row = cut_up(n, scratch);
-    const double fewest = chance == NULL ? 3.0 : 1.0;
-    for (size_t r = 0; r < rows; r++) {
-        const size_t at = r * n;
-        const uint8_t *shown = expert + at;
-        const double *chances = chance == NULL ? NULL : chance + at;
-        const double *known = win_rate == NULL ? NULL : win_rate + at;
-        const sft_counts of = count_samples(shown, n, law, known != NULL);
-        if (of.experts < 1.0 || of.policy < fewest) {
-            *bad = at;
-            return BON_ERR_DOMAIN;
-        }
-        sort_row(&row, scores, r, rows);
-        weigh_policy(&row, &of, shown, chances, known);
-        value[r] = sft_value(&row, &of, logp + at, shown);
-        weigh_sft(&row, &of, shown, chances, weights + at);
+    const block b = cut_up(n, scratch);
+    sft_call in = {.scores = scores, .logp = logp, .chance = chance, .win_rate = win_rate,
+                   .expert = expert, .lambda = law->lambda};
+    const int avx2 = bon_has_avx2();
+    for (size_t r = 0; r < rows; r += LANES) {
+        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
+        if (!count_samples(&in, r, some, n, bad)) return BON_ERR_DOMAIN;
+        const int finite = avx2 ? sft_block_avx2(&b, &in, r, some, weights + at)
+                                : sft_block_anywhere(&b, &in, r, some, weights + at);
+        for (size_t l = 0; l < some; l++) value[r + l] = in.value[l];
+        if (finite) continue;
+        status = find_not_finite(scores + at, logp + at, some * n, at, bad);
+        if (status != BON_OK) return status;
     }
     return BON_OK;
 }

@@ -71,11 +71,11 @@ static int begin(PyArrayObject *scores, PyObject *value_obj, PyObject *weights_o
     return -1;
 }
 
-/* Rows of one core call: some 30 steps for each sample, and whole groups of eight. */
+/* Rows of one core call: some 30 steps for each sample, in whole groups of eight. */
 static size_t chunk_of(const call *in)
 {
-    const size_t chunk = rows_per_chunk(30 * in->n);
-    return chunk > 8 ? chunk / 8 * 8 : chunk;
+    const size_t groups = rows_per_chunk(30 * in->n) / 8;
+    return groups > 0 ? 8 * groups : 8;
 }
 
 /* Sets the exception of a status at the flat index `bad`. */

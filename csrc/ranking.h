@@ -41,6 +41,29 @@ static inline uint64_t bon_index_mask(uint64_t n)
     return mask - 1;
 }
 
+BON_INLINE bon_vec *bon_vec_at(double *x) { return (bon_vec *)x; }
+BON_INLINE const bon_vec *bon_const_vec_at(const double *x) { return (const bon_vec *)x; }
+
+/* a where chosen, else b. */
+BON_INLINE void bon_choose(bon_vec *to, const bon_choice *chosen, const bon_vec *a,
+                           const bon_vec *b)
+{
+    *to = (bon_vec)(((bon_choice)*a & *chosen) | ((bon_choice)*b & ~*chosen));
+}
+
+/* True if all of row [n] are finite: 0 * x is NaN where x is not. */
+BON_INLINE int bon_all_finite(const double *row, size_t n)
+{
+    bon_vec check[2] = {{0.0}};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) check[v] += 0.0 * *bon_const_vec_at(row + i + 4 * v);
+    const bon_vec both = check[0] + check[1];
+    double all = (both[0] + both[1]) + (both[2] + both[3]);
+    for (; i < n; i++) all += 0.0 * row[i];
+    return all == 0.0;
+}
+
 /* keys [n, BON_ABREAST] = scores [rows, n] with the index of the sample in the bits of
  * mask; -0.0 counts as 0.0. Rows beyond `rows` repeat the last. */
 BON_INLINE void bon_load_keys(const double *scores, size_t rows, size_t n, uint64_t mask,
@@ -52,7 +75,7 @@ BON_INLINE void bon_load_keys(const double *scores, size_t rows, size_t n, uint6
         double *to = keys + l;
         size_t i = 0;
         for (; i + 4 <= n; i += 4) {
-            const bon_vec x = *(const bon_vec *)(row + i) + 0.0; /* -0.0 becomes 0.0 */
+            const bon_vec x = *bon_const_vec_at(row + i) + 0.0; /* -0.0 becomes 0.0 */
             const bon_choice place = (bon_choice){0, 1, 2, 3} + (int64_t)i;
             const bon_vec key = (bon_vec)(((bon_choice)x & ~low) | (place & low));
             for (size_t j = 0; j < 4; j++) to[(i + j) * BON_ABREAST] = key[j];
@@ -95,6 +118,31 @@ BON_INLINE void bon_sort_keys(double *keys, size_t n)
             first = p;
         }
     }
+}
+
+/* to [n, BON_ABREAST] = elements of from [rows, n] in the order of keys. Rows beyond `rows`
+ * repeat the last. */
+BON_INLINE void bon_gather(const double *keys, size_t n, uint64_t mask, const double *from,
+                           size_t rows, double *to)
+{
+    const double *row[BON_ABREAST];
+    for (size_t l = 0; l < BON_ABREAST; l++) row[l] = from + (l < rows ? l : rows - 1) * n;
+    for (size_t i = 0; i < n * BON_ABREAST; i += BON_ABREAST)
+        for (size_t l = 0; l < BON_ABREAST; l++)
+            to[i + l] = row[l][bon_bits_of(keys[i + l]) & mask];
+}
+
+/* True where neighbours in some row agree in all bits but the index. */
+BON_INLINE int bon_any_tie(const double *keys, size_t n, uint64_t mask)
+{
+    const int64_t low = (int64_t)mask;
+    bon_choice tied = {0};
+    for (size_t i = BON_ABREAST; i < n * BON_ABREAST; i += 4) {
+        const bon_choice a = (bon_choice)*bon_const_vec_at(keys + i);
+        const bon_choice b = (bon_choice)*bon_const_vec_at(keys + i - BON_ABREAST);
+        tied |= ((a ^ b) & ~low) == 0;
+    }
+    return (tied[0] | tied[1] | tied[2] | tied[3]) != 0;
 }
 
 #endif /* BON_RANKING_H */
