@@ -15,7 +15,7 @@ __all__ = ["for_rows"]
 # part: few enough that all threads end at about the same time and that Ctrl-C, which waits
 # for the parts at work, does not wait long.
 STEPS_PER_THREAD = 4_000_000
-STEPS_PER_PART = 8_000_000
+STEPS_PER_PART = 4_000_000
 ROWS_PER_PART = 32  # at least: some tables are made for every part
 
 

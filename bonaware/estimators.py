@@ -9,6 +9,8 @@ Nothing here knows a model.
 Everywhere ``k`` is an int, or a sequence of ints, which adds one more (last) axis.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -191,7 +193,7 @@ def worst_of_k(
     if scores is None:
         worst = best_of_k(-rewards, k, mask=mask)
         return np.negative(worst, out=worst)
-    return best_of_k(rewards, k, -np.asarray(scores, np.float64), mask)
+    return best_of_k(rewards, k, -as_floats(scores, "scores"), mask)
 
 
 def majority_at_k(

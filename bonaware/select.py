@@ -5,10 +5,13 @@ apart is decided by the lowest index, that is, for the sample drawn first. The r
 in csrc/select.h.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _select
+from bonaware._arguments import as_floats
 from bonaware._parallel import for_rows
 from bonaware._votes import Answers, as_codes, as_mask
 
@@ -44,7 +47,7 @@ def best_of_n(scores: ArrayLike, mask: ArrayLike | None = None) -> NDArray[np.in
     >>> best_of_n([[0.1, 0.7, 0.7], [3.0, 1.0, 2.0]])
     array([1, 0])
     """
-    scores = np.ascontiguousarray(scores, np.float64)
+    scores = as_floats(scores, "scores")
     if mask is not None:
         mask = as_mask(mask, scores.shape, "scores")
     if scores.ndim != 2:
@@ -132,7 +135,7 @@ def weighted_majority(
     array([0])
     """
     codes = as_codes(answers, mask)
-    scores = np.ascontiguousarray(scores, np.float64)
+    scores = as_floats(scores, "scores")
     if scores.shape != codes.shape:
         raise ValueError(
             f"scores and answers must have the same shape, got {scores.shape} and {codes.shape}"

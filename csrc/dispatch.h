@@ -26,4 +26,8 @@ typedef double bon_vec __attribute__((vector_size(32), aligned(8), may_alias));
 /* What a comparison of two bon_vec gives: all bits of an element, or none. */
 typedef int64_t bon_choice __attribute__((vector_size(32), aligned(8), may_alias));
 
+/* Neighbouring 32-bit integers at any address. */
+typedef int32_t bon_ints __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t bon_four_ints __attribute__((vector_size(16), aligned(4), may_alias));
+
 #endif /* BON_DISPATCH_H */

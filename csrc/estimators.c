@@ -16,6 +16,7 @@
 
 #include "dispatch.h"
 #include "ranking.h"
+#include "short_keys.h"
 
 /* -- pass@k ---------------------------------------------------------------- */
 
@@ -116,6 +117,8 @@ bon_status bon_pass_at_k(const int64_t *n, const int64_t *c, size_t len,
 
 /* -- best-of-k: weights ---------------------------------------------------- */
 
+enum { PANEL = BON_RANK_PANEL };
+
 /* With the samples sorted best first, rank i wins a subset exactly when it is
  * in and all better ranks are out, which has the chance
  *
@@ -127,16 +130,19 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
     for (size_t j = 0; j < nk; j++)
         if (ks[j] < 1 || ks[j] > (int64_t)n) return BON_ERR_DOMAIN;
 
-    const size_t stride = bon_rank_stride(nk);
-    for (size_t j = 0; j < stride; j++)
-        weights[j] = j < nk ? (double)ks[j] / (double)n : 0.0;
-    for (size_t i = 0; i + 1 < n; i++) {
-        const double *here = weights + i * stride;
-        double *next = weights + (i + 1) * stride;
-        const double share = 1.0 / (double)(n - 1 - i);
-        for (size_t j = 0; j < nk; j++)
-            next[j] = here[j] * (double)((int64_t)(n - i) - ks[j]) * share;
-        for (size_t j = nk; j < stride; j++) next[j] = 0.0;
+    for (size_t j = 0; j < nk; j += PANEL) {
+        double k[PANEL] = {0.0}, weight[PANEL] = {0.0}, *panel = weights + j * n;
+        for (size_t c = 0; c < PANEL && j + c < nk; c++) {
+            k[c] = (double)ks[j + c];
+            weight[c] = k[c] / (double)n;
+        }
+        for (size_t i = 0; i < n; i++) {
+            const double left = (double)(n - i), share = 1.0 / (left - 1.0);
+            for (size_t c = 0; c < PANEL; c++) {
+                panel[i * PANEL + c] = weight[c];
+                weight[c] = weight[c] * (left - k[c]) * share;
+            }
+        }
     }
     return BON_OK;
 }
@@ -145,18 +151,34 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
 
 enum { LANES = BON_ABREAST };
 
+/* The rows after those at work: their inputs and where their results go. */
+typedef struct {
+    const double *scores, *rewards;
+    double *out;
+    size_t rows;
+} next_rows;
+
 /* One call of bon_best_of_k, with its scratch cut up for LANES rows: element i
  * of row l is at [i * LANES + l]. */
 typedef struct {
     size_t n, nk, stride; /* stride: of out */
     const int64_t *ks;    /* [nk] */
     const double *weights;
-    uint64_t mask;  /* the bits of a key that hold the index of its sample */
-    double *keys;   /* [n, LANES] scores, then sorted; see ranking.h */
-    double *values; /* [n, LANES] rewards in order of keys */
-    double *scores; /* [n, LANES] whole scores in order of keys, where there are ties */
-    double *pairs;  /* [n, 2]     see sort_lane */
+    uint64_t mask;        /* the bits of a key that hold the index of its sample */
+    int32_t *places;      /* [n, LANES] the samples, best first; see short_keys.h */
+    double *keys;         /* [n, LANES] scores, then sorted; see ranking.h */
+    double *values;       /* [n, LANES] rewards in order of places */
+    double *scores;       /* [n, LANES] whole scores in order of places, where there are ties */
+    double *pairs;        /* [n, 2]     see sort_lane */
+    next_rows next;
 } ranking;
+
+BON_INLINE int finite_rows(const double *from, size_t rows, size_t n)
+{
+    for (size_t r = 0; r < rows; r++)
+        if (!bon_all_finite(from + r * n, n)) return 0;
+    return 1;
+}
 
 /* to[i * LANES + l] = element i of row l; lanes beyond `rows` repeat the last row. */
 static void load_lanes(const double *from, size_t rows, size_t n, double *to)
@@ -165,6 +187,56 @@ static void load_lanes(const double *from, size_t rows, size_t n, double *to)
         const double *row = from + (l < rows ? l : rows - 1) * n;
         for (size_t i = 0; i < n; i++) to[i * LANES + l] = row[i];
     }
+}
+
+/* sorted[i * LANES + l] = what row l of from has at place i. */
+BON_INLINE void gather(const ranking *by, const double *from, size_t rows, double *sorted)
+{
+    const double *row[LANES];
+    for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * by->n;
+    for (size_t i = 0; i < by->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++) sorted[i + l] = row[l][(uint32_t)by->places[i + l]];
+}
+
+/* What is known of eight rows after sorting keys. TIES: in some lane neighbours agree in
+ * all bits but the index. */
+enum { NOT_RANKED, NO_TIES, TIES };
+
+/* Fills places, unless the rows are too long or their scores too far apart. */
+BON_INLINE int rank_by_short_keys(const ranking *by, const double *scores, size_t rows)
+{
+    const int32_t mask = (int32_t)by->mask;
+    if (by->n > BON_MAX_SHORT
+        || !bon_load_short_keys(scores, rows, by->n, mask, by->places))
+        return NOT_RANKED;
+    bon_sort_short_keys(by->places, bon_short_keys(by->n));
+    bon_ints tied = {0}, before = ~*(bon_ints *)by->places;
+    for (size_t i = 0; i < by->n; i++) {
+        bon_ints *at = (bon_ints *)(by->places + i * LANES);
+        const bon_ints key = *at;
+        tied |= ((key ^ before) & ~mask) == 0;
+        *at = key & mask;
+        before = key;
+    }
+    for (size_t l = 0; l < LANES; l++)
+        if (tied[l]) return TIES;
+    return NO_TIES;
+}
+
+/* The same with whole keys, which always serve. */
+BON_INLINE int rank_by_keys(const ranking *by, const double *scores, size_t rows)
+{
+    bon_load_keys(scores, rows, by->n, by->mask, by->keys);
+    bon_sort_keys(by->keys, by->n);
+    uint64_t tied = 0;
+    for (size_t i = 0; i < by->n; i++)
+        for (size_t l = 0; l < LANES; l++) {
+            const uint64_t key = bon_bits_of(by->keys[i * LANES + l]);
+            const uint64_t before = i ? bon_bits_of(by->keys[(i - 1) * LANES + l]) : ~key;
+            tied |= ((key ^ before) & ~by->mask) == 0;
+            by->places[i * LANES + l] = (int32_t)(key & by->mask);
+        }
+    return tied ? TIES : NO_TIES;
 }
 
 static int by_falling_score(const void *a, const void *b)
@@ -188,18 +260,40 @@ static void sort_lane(const ranking *by, size_t lane)
     }
 }
 
-/* Keys that agree but for the index may stand in the wrong order where the
- * scores differ in those bits only. */
-BON_INLINE void sort_what_keys_could_not(const ranking *by)
+/* Which lanes are not in falling order of whole scores, as all bits of an element. */
+BON_INLINE void find_wrong(const ranking *by, bon_choice wrong[2])
 {
-    bon_choice wrong[2] = {{0}};
+    wrong[0] = wrong[1] = (bon_choice){0};
     for (size_t i = LANES; i < by->n * LANES; i += LANES)
         for (size_t v = 0; v < 2; v++) {
             const double *at = by->scores + i + 4 * v;
             wrong[v] |= *bon_const_vec_at(at) > *bon_const_vec_at(at - LANES);
         }
+}
+
+/* Fills values and, where there are ties, scores. Keys that agree but for the index may
+ * stand in the wrong order: short keys give way to whole ones, these to whole scores. */
+BON_INLINE int rank_rows(const ranking *by, const double *scores, const double *rewards,
+                         size_t rows)
+{
+    bon_choice wrong[2];
+    int found = rank_by_short_keys(by, scores, rows);
+    if (found == TIES) {
+        gather(by, scores, rows, by->scores);
+        find_wrong(by, wrong);
+        const bon_choice any = wrong[0] | wrong[1];
+        if (any[0] | any[1] | any[2] | any[3]) found = NOT_RANKED;
+    }
+    const int whole = found == NOT_RANKED;
+    if (whole) found = rank_by_keys(by, scores, rows);
+    gather(by, rewards, rows, by->values);
+    if (!whole || found == NO_TIES) return found;
+
+    gather(by, scores, rows, by->scores);
+    find_wrong(by, wrong);
     for (size_t l = 0; l < LANES; l++)
         if (wrong[l / 4][l % 4]) sort_lane(by, l);
+    return found;
 }
 
 /* Gives each of equal scores the mean of their rewards: weighed by rank, they
@@ -234,14 +328,13 @@ BON_INLINE void share_ties(const ranking *by, size_t lane)
 
 /* -- best-of-k: the weighted sum ------------------------------------------- */
 
-/* out[l, j] = sum over ranks of weights[rank, j] * values[rank, l], for eight
- * columns j from weights on and for four lanes. */
-BON_INLINE void weigh_four(const double *values, const double *weights, size_t ranks,
-                           size_t weights_stride, double *out, size_t out_stride)
+/* out[l, j] = sum over ranks of panel[rank, j] * values[rank, l] for four lanes. */
+BON_INLINE void weigh_four(const double *values, const double *panel, size_t ranks,
+                           double *out, size_t out_stride)
 {
     bon_vec sum[4][2] = {{{0}}};
     for (size_t i = 0; i < ranks; i++) {
-        const double *v = values + i * LANES, *w = weights + i * weights_stride;
+        const double *v = values + i * LANES, *w = panel + i * PANEL;
         const bon_vec w0 = *(const bon_vec *)w, w1 = *(const bon_vec *)(w + 4);
         for (size_t l = 0; l < 4; l++) {
             sum[l][0] += v[l] * w0;
@@ -265,23 +358,44 @@ static size_t winning_ranks(size_t n, const int64_t *ks, size_t nk)
     return ranks;
 }
 
+/* Rows of more doubles are left to the processor. It fetches ahead by itself, but not
+ * beyond the end of a page, and eight rows of 64 fill one. */
+enum { FETCHED = 128 };
+
+/* Asks for every panels-th of the next eight rows, from row `first` on: a few lines with
+ * each panel of the product, since many at once would hold it up. */
+BON_INLINE void fetch_next(const ranking *by, size_t first, size_t panels)
+{
+    const next_rows *next = &by->next;
+    if (by->n > FETCHED) return;
+    for (size_t r = first; r < LANES && r < next->rows; r += panels) {
+        for (size_t i = 0; i < by->n; i += 8) {
+            __builtin_prefetch(next->scores + r * by->n + i);
+            __builtin_prefetch(next->rewards + r * by->n + i);
+        }
+        for (size_t j = 0; j < by->nk; j += 8)
+            __builtin_prefetch(next->out + r * by->stride + j, 1);
+    }
+}
+
 BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, double *out)
 {
-    const size_t weights_stride = bon_rank_stride(by->nk);
-    double part[4 * 8];
-    for (size_t j = 0; j < by->nk; j += 8) {
-        const size_t columns = by->nk - j < 8 ? by->nk - j : 8;
+    double part[4 * PANEL];
+    for (size_t j = 0; j < by->nk; j += PANEL) {
+        const size_t columns = by->nk - j < PANEL ? by->nk - j : PANEL;
         const size_t ranks = winning_ranks(by->n, by->ks + j, columns);
+        const double *panel = by->weights + j * by->n;
+        fetch_next(by, j / PANEL, (by->nk + PANEL - 1) / PANEL);
         for (size_t l = 0; l < rows; l += 4) {
             double *to = out + l * by->stride + j;
-            if (columns == 8 && l + 4 <= rows) {
-                weigh_four(values + l, by->weights + j, ranks, weights_stride, to, by->stride);
+            if (columns == PANEL && l + 4 <= rows) {
+                weigh_four(values + l, panel, ranks, to, by->stride);
                 continue;
             }
-            weigh_four(values + l, by->weights + j, ranks, weights_stride, part, 8);
+            weigh_four(values + l, panel, ranks, part, PANEL);
             for (size_t m = l; m < rows && m < l + 4; m++)
                 for (size_t c = 0; c < columns; c++)
-                    to[(m - l) * by->stride + c] = part[(m - l) * 8 + c];
+                    to[(m - l) * by->stride + c] = part[(m - l) * PANEL + c];
         }
     }
 }
@@ -307,27 +421,19 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
                             size_t rows, double *out)
 {
     const int perfect = scores == rewards; /* equal scores have equal rewards */
-    for (size_t l = 0; l < rows; l++)
-        if (!bon_all_finite(rewards + l * by->n, by->n)
-            || (!perfect && !bon_all_finite(scores + l * by->n, by->n)))
-            return 0;
-    if (rows < LANES && by->n >= LONG_ROW) {
+    const size_t n = by->n;
+    if (!finite_rows(rewards, rows, n) || (!perfect && !finite_rows(scores, rows, n))) return 0;
+    if (rows < LANES && n >= LONG_ROW) {
         best_of_long_rows(by, scores, rewards, rows, out);
-        return 1;
-    }
-    bon_load_keys(scores, rows, by->n, by->mask, by->keys);
-    bon_sort_keys(by->keys, by->n);
-    if (perfect) {
+    } else if (perfect) {
+        bon_load_keys(scores, rows, n, 0, by->keys);
+        bon_sort_keys(by->keys, n);
         weigh(by, by->keys, rows, out);
-        return 1;
+    } else {
+        if (rank_rows(by, scores, rewards, rows) == TIES)
+            for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
+        weigh(by, by->values, rows, out);
     }
-    bon_gather(by->keys, by->n, by->mask, rewards, rows, by->values);
-    if (bon_any_tie(by->keys, by->n, by->mask)) {
-        bon_gather(by->keys, by->n, by->mask, scores, rows, by->scores);
-        sort_what_keys_could_not(by);
-        for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
-    }
-    weigh(by, by->values, rows, out);
     return 1;
 }
 
@@ -399,19 +505,25 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
         if (ks[j] < 1 || ks[j] > (int64_t)n) return BON_ERR_DOMAIN;
         all_one = all_one && ks[j] == 1;
     }
-    const ranking by = {
+    double *columns = scratch + n * LANES + 32; /* places: 32 bits, fewer than 2n or 8 rows */
+    ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
         .weights = all_one ? NULL : weights,
-        .mask = scores == rewards ? 0 : bon_index_mask(n),
-        .keys = scratch,
-        .values = scratch + n * LANES,
-        .scores = scratch + 2 * n * LANES,
-        .pairs = scratch + 3 * n * LANES,
+        .mask = bon_index_mask(n),
+        .places = (int32_t *)scratch,
+        .keys = columns,
+        .values = columns + n * LANES,
+        .scores = columns + 2 * n * LANES,
+        .pairs = columns + 3 * n * LANES,
     };
     const int avx2 = bon_has_avx2();
     for (size_t row = 0; row < rows; row += LANES) {
         const size_t some = rows - row < LANES ? rows - row : LANES, at = row * n;
         double *to = out + row * stride;
+        if (row + some < rows)
+            by.next = (next_rows){scores + at + some * n, rewards + at + some * n,
+                                  to + some * stride, rows - row - some};
+        else by.next.rows = 0;
         const int finite =
             avx2 ? some_rows_avx2(&by, scores + at, rewards + at, some, to)
                  : some_rows_anywhere(&by, scores + at, rewards + at, some, to);

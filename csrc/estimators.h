@@ -59,14 +59,21 @@ BON_MUST_CHECK bon_status bon_pass_at_k(const int64_t *n, const int64_t *c,
 /* Largest n of best-of-k: an index of a sample fits into the low bits of a key. */
 #define BON_MAX_RANKED ((size_t)1 << 30)
 
-/* Doubles per rank in a table of weights for nk values of k: nk rounded up. */
-static inline size_t bon_rank_stride(size_t nk) { return (nk + 7) / 8 * 8; }
+/* A table of weights holds this many values of k side by side. */
+#define BON_RANK_PANEL 8
+
+/* Columns of a table of weights for nk values of k: whole panels. */
+static inline size_t bon_rank_columns(size_t nk)
+{
+    return (nk + BON_RANK_PANEL - 1) / BON_RANK_PANEL * BON_RANK_PANEL;
+}
 
 /* The chance that rank i (0 = best) is the best of k drawn from n without
  * replacement, C(n-1-i, k-1) / C(n, k): what bon_best_of_k weighs rewards with.
  *
- *   ks       [nk]                       1 <= ks[j] <= n
- *   weights  [n, bon_rank_stride(nk)]   ranks by values of k, 0 where padded
+ *   ks       [nk]   1 <= ks[j] <= n
+ *   weights  [bon_rank_columns(nk) / BON_RANK_PANEL, n, BON_RANK_PANEL], 0 where padded:
+ *                   the weights that are used together lie together
  *
  * BON_ERR_DOMAIN if n or some ks[j] is out of range. O(n * nk).
  */
@@ -74,7 +81,7 @@ BON_MUST_CHECK bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t n
                                            double *weights);
 
 /* Doubles of scratch that bon_best_of_k needs for rows of n samples. */
-static inline size_t bon_best_of_k_scratch(size_t n) { return 26 * n; }
+static inline size_t bon_best_of_k_scratch(size_t n) { return 34 * n + 32; }
 
 /* Expected reward of the highest-scored of k samples, per row and k.
  *
@@ -86,7 +93,8 @@ static inline size_t bon_best_of_k_scratch(size_t n) { return 26 * n; }
  *   rewards  [rows, n]  the user's view
  *   ks       [nk]       samples per selection
  *   weights             from bon_rank_weights for the same n, ks and nk
- *   scratch             bon_best_of_k_scratch(n) doubles
+ *   scratch             bon_best_of_k_scratch(n) doubles; fastest, as weights are,
+ *                       where it begins on a cache line
  *   out                 [rows, nk] with `stride` doubles from row to row:
  *                       expected reward, in the unit of rewards
  *   bad                 flat index into scores and rewards

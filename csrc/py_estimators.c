@@ -132,6 +132,16 @@ typedef struct {
     double *weights, *scratch;
 } ranked;
 
+/* Doubles of a cache line. */
+enum { LINE = 8 };
+
+/* The first double of the line that begins at p or after it. */
+static double *next_line(double *p)
+{
+    const size_t into = (uintptr_t)p / sizeof *p % LINE;
+    return into ? p + LINE - into : p;
+}
+
 /* Columns ks[0 .. nk-1] of out, with `stride` doubles from row to row.
  * Returns 0, or -1 with an exception set. */
 static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *out,
@@ -201,12 +211,12 @@ static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
     const size_t columns = min_size(nk, fit > 8 ? fit : 8);
 
     PyObject *result = NULL;
-    in.weights = PyMem_New(double, in.n * bon_rank_stride(columns));
-    in.scratch = PyMem_New(double, bon_best_of_k_scratch(in.n));
-    if (in.weights == NULL || in.scratch == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
+    const size_t table = in.n * bon_rank_columns(columns); /* whole lines */
+    double *memory = PyMem_New(double, LINE + table + bon_best_of_k_scratch(in.n));
+    if (memory == NULL) return PyErr_NoMemory();
+    in.weights = next_line(memory);
+    in.scratch = in.weights + table;
+
     const int64_t *ks = PyArray_DATA(k);
     double *out_data = PyArray_DATA(out);
     for (size_t at = 0; at < nk; at += columns)
@@ -215,8 +225,7 @@ static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
     result = Py_NewRef(Py_None);
 
 done:
-    PyMem_Free(in.weights);
-    PyMem_Free(in.scratch);
+    PyMem_Free(memory);
     return result;
 }
 

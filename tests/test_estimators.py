@@ -194,7 +194,9 @@ def test_best_of_k_matches_brute_force_for_all_k_at_once(n, levels):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [*range(1, 20), 31, 32, 33, 63, 64, 65, 100, 257, 1000])
+@pytest.mark.parametrize(
+    "n", [*range(1, 20), 31, 32, 33, 63, 64, 65, 100, 128, 257, 511, 512, 513, 1000]
+)
 def test_best_of_k_ranks_rows_of_every_length(n):
     rng = np.random.default_rng(n)
     rewards, scores = rng.normal(size=(2, 11, n))
@@ -215,6 +217,37 @@ def test_best_of_k_tells_scores_apart_that_differ_in_the_last_bits(step):
     rewards = rng.normal(size=scores.shape)
     want = rewards[np.arange(10), scores.argmax(1)]
     np.testing.assert_allclose(best_of_k(rewards, n, scores), want)
+
+
+@pytest.mark.parametrize("n", [5, 8, 60, 64])
+@pytest.mark.parametrize(
+    ("scale", "shift", "outlier"),
+    [
+        (1.0, 0.0, -1e30),
+        (1.0, 0.0, 1e300),
+        (1e-9, 1.0, 1.0),
+        (1e-310, 0.0, 0.0),
+        (1e307, 0.0, 1.7e308),
+        (1e307, 0.0, -1.7e308),
+    ],
+    ids=["far_below", "far_above", "close_together", "subnormal", "up_to_the_most", "overflow"],
+)
+def test_best_of_k_ranks_scores_of_any_spread(n, scale, shift, outlier):
+    rng = np.random.default_rng(n)
+    rewards, scores = rng.normal(size=(2, 20, n))
+    scores = shift + scale * scores
+    scores[::2, 1] = outlier
+    scores[::3, 2] = -outlier if scale == 1e307 else outlier
+    ks = range(1, n + 1)
+    with np.errstate(over="ignore"):
+        ranks = (scores[:, :, None] < scores[:, None, :]).sum(-1)
+    for row in [row for row in range(20) if len(set(ranks[row])) == n]:  # no ties
+        weights = [[math.comb(n - 1 - i, k - 1) / math.comb(n, k) for i in range(n)] for k in ks]
+        want = np.array(weights) @ rewards[row][np.argsort(ranks[row])]
+        np.testing.assert_allclose(best_of_k(rewards, ks, scores)[row], want, atol=1e-12)
+    np.testing.assert_allclose(
+        best_of_k(rewards, ks, scores), best_of_k(rewards, ks, -1.0 * ranks), atol=1e-12
+    )
 
 
 def test_best_of_k_takes_minus_zero_for_zero():

@@ -180,6 +180,12 @@ def test_selectors_name_the_row_without_a_sample():
         (lambda: majority(["ab"]), TypeError, "must be nested"),
         (lambda: majority([["a", 1]]), TypeError, "row 0, column 1 is int"),
         (lambda: majority(np.array([[0, -5]])), ValueError, "row 0, column 1 has -5"),
+        (lambda: best_of_n([["high", 1.0]]), ValueError, "scores must be an array of numbers"),
+        (
+            lambda: weighted_majority([["a", "b"]], [[1.0], [1.0, 2.0]]),
+            ValueError,
+            "scores must be an array of numbers, rows equally long",
+        ),
         (lambda: weighted_majority([["a"]], [1.0]), ValueError, r"got \(1,\) and \(1, 1\)"),
         (
             lambda: weighted_majority([["a", "b"]], [[1.0, -0.5]]),

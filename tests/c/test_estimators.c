@@ -50,7 +50,7 @@ static void test_pass_at_k_reports_first_bad_prompt(void)
 static bon_status best(const double *scores, const double *rewards, size_t rows, size_t n,
                        int64_t k, double *out, size_t *bad)
 {
-    double weights[ROOM * 8], scratch[26 * ROOM];
+    double weights[ROOM * 8], scratch[34 * ROOM + 32];
     const bon_status status = bon_rank_weights(n, &k, 1, weights);
     if (status != BON_OK) return status;
     return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, scratch, out, 1, bad);
@@ -77,6 +77,40 @@ static void test_best_of_k_does_rows_in_any_number(void)
         const double *s = scores + 3 * r;
         CHECK_CLOSE(out[r], fmax(s[0], fmax(s[1], s[2])));
     }
+}
+
+/* Exactly as much memory as the header says, for every way to sort: by short keys, by
+ * whole keys where one score lies far out, by whole scores where two are neighbours. */
+static void test_best_of_k_keeps_to_its_memory(void)
+{
+    for (size_t n = 1; n <= 70; n++)
+        for (int kind = 0; kind < 3; kind++) {
+            const int64_t ks[] = {1, (int64_t)n};
+            double *weights = malloc(n * bon_rank_columns(2) * sizeof *weights);
+            double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
+            double *rows = malloc(9 * n * sizeof *rows), *rewards = malloc(9 * n * sizeof *rows);
+            double out[9 * 2];
+            size_t bad;
+            CHECK(weights && scratch && rows && rewards);
+            for (size_t i = 0; i < 9 * n; i++) {
+                rows[i] = 1.0 + (double)((i % n * 29) % 71);
+                if (kind == 1 && i % n == 0) rows[i] = 1e30;
+                if (kind == 2 && i % n == 0) rows[i] = 71.0 * (1.0 + 0x1p-52);
+                rewards[i] = rows[i] - 1.0;
+            }
+            CHECK(bon_rank_weights(n, ks, 2, weights) == BON_OK);
+            CHECK(bon_best_of_k(rows, rewards, 9, n, ks, 2, weights, scratch, out, 2, &bad)
+                  == BON_OK);
+            for (size_t r = 0; r < 9; r++) {
+                double best = 0.0;
+                for (size_t i = 0; i < n; i++) best = fmax(best, rewards[r * n + i]);
+                CHECK_CLOSE(out[2 * r + 1] / (best + 1.0), best / (best + 1.0));
+            }
+            free(rewards);
+            free(rows);
+            free(scratch);
+            free(weights);
+        }
 }
 
 static void test_best_of_k_rejects_bad_k_and_nan(void)
@@ -196,6 +230,7 @@ int main(void)
     test_pass_at_k_reports_first_bad_prompt();
     test_best_of_k_splits_ties_evenly();
     test_best_of_k_does_rows_in_any_number();
+    test_best_of_k_keeps_to_its_memory();
     test_best_of_k_rejects_bad_k_and_nan();
     test_majority_at_k_known_values();
     test_majority_at_k_adds_up_over_answers_of_every_kind_of_row();
