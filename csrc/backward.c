@@ -33,6 +33,15 @@ typedef struct {
     bon_seq *prompts; /* [n_trees] views: the prompt's blocks with its full length */
 } pass_runs;
 
+/* The gradient of the embedding, summed over all rows of a batch for each token in it and
+ * added behind the last part: a tied head adds to the same array part by part. */
+typedef struct {
+    int32_t *place_of; /* [vocab] a token's place, or -1 */
+    int32_t *tokens;   /* [places] */
+    float *sums;       /* [places, hidden] */
+    size_t places, room; /* 0 places: the gradient is not asked for */
+} embed_sums;
+
 struct bon_backward {
     const bon_model *model;
     int threads;
@@ -42,6 +51,7 @@ struct bon_backward {
     pass_tools own;
     const bon_model *reference; /* or NULL */
     pass_tools other;           /* the reference's */
+    embed_sums embed;
     char *arena; /* what a part needs, laid out by lay_out */
     size_t arena_bytes;
 };
@@ -103,6 +113,8 @@ bon_status bon_backward_create(const bon_model *model, size_t memory, bon_backwa
     if (status == BON_OK) status = make_transposed(l->gate_up.weight, dtype, &b->gate_up);
     if (status == BON_OK) status = make_transposed(l->down.weight, dtype, &b->down);
     if (status == BON_OK && model->head) status = make_transposed(model->head, dtype, &b->head);
+    b->embed.place_of = malloc(model->arch.vocab * sizeof *b->embed.place_of);
+    if (status == BON_OK && !b->embed.place_of) status = BON_ERR_MEMORY;
     bon_backward_refresh(b);
     if (status == BON_OK) *out = b;
     else bon_backward_destroy(b);
@@ -124,6 +136,9 @@ void bon_backward_destroy(bon_backward *b)
         bon_matrix_destroy(matrices[i]);
     free_tools(&b->own);
     free_tools(&b->other);
+    free(b->embed.place_of);
+    free(b->embed.tokens);
+    free(b->embed.sums);
     free(b->arena);
     free(b);
 }
@@ -298,11 +313,12 @@ static size_t pass_bytes(const bon_model *model, const part *p)
            + p->blocks * bon_cache_block_bytes(1, a->kv_heads, a->head_dim);
 }
 
-/* All that a part takes. SIZE_MAX if that overflows. */
+/* All that a part takes, and the batch. SIZE_MAX if that overflows. */
 static size_t bytes_of(const bon_backward *b, part *p)
 {
     if (p->rows > BON_MAX_DIMENSION) return SIZE_MAX;
-    return lay_out(b, p, NULL) + pass_bytes(b->model, p)
+    return b->embed.places * b->model->arch.hidden * sizeof(float) + lay_out(b, p, NULL)
+           + pass_bytes(b->model, p)
            + (p->compares ? pass_bytes(b->reference, p) : 0);
 }
 
@@ -798,6 +814,55 @@ static bon_status targets_backward(bon_backward *b, const part *p, const bon_pas
     return BON_OK;
 }
 
+/* -- embeddings ------------------------------------------------------------ */
+
+static size_t rows_of(const bon_batch *batch)
+{
+    if (batch->n_trees == 0) return 0;
+    const bon_tree *last = &batch->trees[batch->n_trees - 1];
+    size_t rows = last->first_row + last->prompt_rows;
+    for (size_t i = 0; i < last->branches; i++) rows += last->branch_rows[i];
+    return rows;
+}
+
+/* Every token of the batch gets a place, and zeros there. */
+static bon_status open_sums(bon_backward *b, const bon_batch *batch)
+{
+    embed_sums *e = &b->embed;
+    const size_t rows = rows_of(batch), hidden = b->model->arch.hidden;
+    for (size_t i = 0; i < b->model->arch.vocab; i++) e->place_of[i] = -1;
+    for (size_t r = 0; r < rows; r++) {
+        int32_t *place = &e->place_of[batch->tokens[r]];
+        if (*place < 0) *place = (int32_t)e->places++;
+    }
+    if (e->places > e->room) {
+        free(e->tokens);
+        free(e->sums);
+        e->room = 0;
+        e->tokens = malloc(e->places * sizeof *e->tokens);
+        e->sums = malloc(e->places * hidden * sizeof *e->sums);
+        if (!e->tokens || !e->sums) return BON_ERR_MEMORY;
+        e->room = e->places;
+    }
+    for (size_t r = 0; r < rows; r++) e->tokens[e->place_of[batch->tokens[r]]] = batch->tokens[r];
+    if (rows > 0) memset(e->sums, 0, e->places * hidden * sizeof *e->sums);
+    return BON_OK;
+}
+
+/* sums += g of each row's token; threads share the columns. */
+static void add_to_sums(bon_backward *b, const part *p, const int32_t *tokens)
+{
+    const size_t hidden = b->model->arch.hidden;
+    const int threads = b->threads;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && p->rows * hidden > BON_PARALLEL_ABOVE)
+    for (size_t c = 0; c < hidden; c += COLUMNS)
+        for (size_t r = 0; r < p->rows; r++) {
+            float *to = b->embed.sums + (size_t)b->embed.place_of[tokens[r]] * hidden;
+            const float *g = p->g + r * hidden;
+            for (size_t i = c; i < smaller(c + COLUMNS, hidden); i++) to[i] += g[i];
+        }
+}
+
 /* -- the whole ------------------------------------------------------------- */
 
 static bon_status run_part(bon_backward *b, part *p, const bon_batch *batch,
@@ -824,7 +889,7 @@ static bon_status run_part(bon_backward *b, part *p, const bon_batch *batch,
         status = backward_layer(b, p, &pass, l, &grad->layers[l]);
     if (status == BON_OK && grad->embed) {
         if (a->embed_scale != 1.0f) bon_vec_scale(p->g, p->rows * a->hidden, a->embed_scale);
-        bon_panels_scatter(grad->embed, a->hidden, tokens, p->g, a->hidden, p->rows, b->threads);
+        add_to_sums(b, p, tokens);
     }
     return status;
 }
@@ -834,16 +899,20 @@ bon_status bon_backward_run(bon_backward *b, const bon_batch *batch, const bon_m
 {
     if (b->head && b->head_is_stale) bon_matrix_transpose(b->model->head, b->head, b->threads);
     b->head_is_stale = false;
-    for (size_t tree = 0, target = 0; tree < batch->n_trees;) {
+    b->embed.places = 0;
+    bon_status status = grad->embed ? open_sums(b, batch) : BON_OK;
+    for (size_t tree = 0, target = 0; tree < batch->n_trees && status == BON_OK;) {
         part p;
-        bon_status status = plan(b, batch, tree, target, &p);
+        status = plan(b, batch, tree, target, &p);
         if (status == BON_OK) status = open_part(b, &p);
         if (status != BON_OK) return status;
         status = run_part(b, &p, batch, grad, poll, values);
         close_part(b, &p);
-        if (status != BON_OK) return status;
         tree += p.n_trees;
         target += p.targets;
     }
-    return BON_OK;
+    if (status == BON_OK && grad->embed)
+        bon_panels_scatter(grad->embed, b->model->arch.hidden, b->embed.tokens, b->embed.sums,
+                           b->model->arch.hidden, b->embed.places, b->threads);
+    return status;
 }
