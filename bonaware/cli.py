@@ -306,7 +306,10 @@ def _train(args: argparse.Namespace) -> bool:
     elif args.file:
         config = training.TrainConfig.read(args.file, **changes)
     else:
-        config = training.TrainConfig.of(changes)
+        try:
+            config = training.TrainConfig.of(changes)
+        except ValueError as error:
+            raise UsageError(error) from None
     _say(f"configuration:\n{config.to_toml()}")
     trainer = training.train(config, resume=bool(args.resume), progress=True)
     _report(config, trainer, args.json)

@@ -25,9 +25,9 @@ from bonaware._learner import AdamW, Learner
 from bonaware.checkpoint import read_json
 from bonaware.diagnostics import diagnose
 from bonaware.lm import LM, Prompt
+from bonaware.lora import TARGETS, fresh, write
 from bonaware.losses import Loss
 from bonaware.losses._base import need_count
-from bonaware.lora import TARGETS, fresh, write
 from bonaware.models import pad_token_id
 from bonaware.samples import Samples
 from bonaware.training.drawn import Drawn, of_completions, of_samples, sums
@@ -509,8 +509,9 @@ class _Copy:
 
     def weights(self) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
         """Slot, layer (0: of the model) and values of every tensor."""
+        read = self.lm._merged or self.lm._model.get
         for slot, layer, _ in self.arch.slots():
-            yield slot, layer or 0, self.lm._model.get(slot, layer or 0)
+            yield slot, layer or 0, read(slot, layer or 0)
 
 
 def _frozen(lm: LM) -> LM:

@@ -1,13 +1,17 @@
 """The command line: exit codes, what goes to which stream, and one sentence per error."""
 
+import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from fakes import Digits, FakeLM
+from letters import letters_model
 
 import bonaware
 from bonaware import cli
@@ -332,12 +336,12 @@ def test_ctrl_c_elsewhere_is_one_word(lm, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("bonaware: interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["", "evaluate", "generate", "config"])
+@pytest.mark.parametrize("command", ["", "evaluate", "generate", "train", "config"])
 def test_help_says_how(capsys, command):
     assert exit_code([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert "usage: bonaware" in out
-    if command in ("evaluate", "generate"):
+    if command in ("evaluate", "generate", "train"):
         assert "examples:" in out
 
 
@@ -346,3 +350,96 @@ def test_it_runs_as_a_module_and_a_closed_pipe_is_no_error(tmp_path):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "b"
     assert done.stderr == ""
+
+
+# -- train -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """A configuration file in the current folder, and its model and problems beside it."""
+    letters_model(tmp_path / "tokenizer").save(tmp_path / "model")
+    rows = [{"prompt": word, "answer": f"^{word[-1]}"} for word in ("ab", "ba", "ca", "cb")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "run.toml").write_text(
+        'model = "model"\ntask = "jsonl"\nsplit = "test"\nout = "run"\nloss = "reinforce"\n'
+        "n = 8\nprompts = 4\nsteps = 2\nthreads = 1\n"
+        'task_options = {path = "rows.jsonl", match = "regex", max_new_tokens = 3}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_prints_where_the_model_is_and_what_it_was_given(training, capsys):
+    assert cli.main(["train", "run.toml", "--lr", "1e-4", "--steps", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("3 of 3 steps\n  step                     3\n  loss  ")
+    assert f"model: {training / 'run' / 'step-000003'}\n".replace(f"{training}/", "") in out
+    assert "figures of all steps: run/metrics.jsonl" in out
+    assert 'configuration:\nmodel = "model"\n' in err
+    assert "\nlr = 0.0001\n" in err
+    assert "3/3" in err
+    assert (training / "run" / "config.toml").read_text() in err
+
+
+def test_train_takes_everything_from_the_command_line(training, capsys):
+    options = ["path=rows.jsonl", "match=regex", "max_new_tokens=3"]
+    argv = ["train", "--json", "--model", "model", "--task", "jsonl", "--split", "test", "--out",
+            "here", "--k", "1,4", "--n", "8", "--prompts", "2", "--steps", "2", "--memory", "64M",
+            "--eval-every", "1", "--eval-split", "test", "--eval-n", "2"]  # fmt: skip
+    argv += [word for option in options for word in ("--task-options", option)]
+    assert cli.main(argv) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["steps"], shown["model"]) == (2, "here/step-000002")
+    assert {"loss", "reward", "pass@8", "eval/pass@2"} <= shown["metrics"].keys()
+    written = (training / "here" / "config.toml").read_text()
+    assert "\nk = [1, 4]\n" in written
+    assert f"\nmemory = {64 * 2**20}\n" in written
+
+
+def test_train_resumes_with_changes(training, capsys):
+    assert cli.main(["train", "run.toml"]) == 0
+    assert cli.main(["train", "run.toml"]) == 1
+    assert "run holds a run: go on with bonaware train --resume run" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "run", "--steps", "4"]) == 0
+    assert "4 of 4 steps" in capsys.readouterr().out
+    lines = (training / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_ctrl_c_in_train_keeps_the_last_step_and_says_so(training, capsys):
+    command = [sys.executable, "-m", "bonaware", "train", "run.toml", "--steps", "1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = training / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    steps = int(re.search(r"interrupted: (\d+) of 1000000 steps are made and kept in", err)[1])
+    assert metrics.read_text().count("\n") == steps
+    assert f"model: run/step-{steps:06d}" in out
+    assert cli.main(["train", "--resume", "run", "--steps", str(steps + 1)]) == 0
+
+
+@pytest.mark.parametrize(("argv", "code", "sentence"), [
+    (["train"], 2, "bonaware train: missing: model, out"),
+    (["train", "none.toml"], 1, "none.toml: No such file or directory"),
+    (["train", "--resume", "none"], 1, "none/config.toml: No such file or directory"),
+    (["train", "run.toml", "--loss", "bon"], 1, "options of loss bon: 'k' is missing"),
+    (["train", "run.toml", "--resume", "run"], 2, "--resume says what to go on with: give neither"),
+    (["train", "--resume", "run", "--out", "x"], 2, "give neither CONFIG.toml nor --out"),
+    (["train", "run.toml", "--lr", "fast"], 2, "argument --lr: invalid float value: 'fast'"),
+    (["train", "run.toml", "--k", "1,x"], 2, "argument --k: invalid list of int value: '1,x'"),
+    (["train", "run.toml", "--task-options", "x"], 2, "need NAME=VALUE, got 'x'"),
+    (["train", "run.toml", "--stepz", "3"], 2, "unrecognized arguments: --stepz 3"),
+])  # fmt: skip
+def test_train_says_what_is_wrong(training, capsys, argv, code, sentence):
+    assert (cli.main(argv) if code == 1 else exit_code(argv)) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_help_of_train_lists_every_field(capsys):
+    assert exit_code(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(bonaware.TrainConfig):
+        assert f"--{field.name.replace('_', '-')} " in shown

@@ -78,7 +78,7 @@ class TrainConfig:
     labels: str | None = _of("data", "train a score head on this JSONL file: prompt, completion, "
                              "label", None)  # fmt: skip
 
-    loss: str | None = _of("loss", "name; default: bon, for texts sft", None)
+    loss: str | None = _of("loss", "name; default: bon; sft for texts and for n = 0", None)
     loss_options: dict[str, Any] = _table("loss", "of the loss")  # noqa: RUF009
     k: tuple[int, ...] = _of("loss", "of the loss; two: at the first and at the last step", ())
     kl: float = _of("loss", "strength of the KL term", 0.0)
@@ -89,7 +89,7 @@ class TrainConfig:
     verifier_options: dict[str, Any] = _table("loss", "of the verifier")  # noqa: RUF009
 
     prompts: int = _of("batch", "prompts per step", 32)
-    n: int = _of("batch", "samples per prompt", 32)
+    n: int = _of("batch", "samples per prompt; 0: demonstrations alone", 32)
     temperature: float = _of("batch", "of the samples", 1.0)
     max_new_tokens: int | None = _of("batch", "default: the task's", None)
 
@@ -111,7 +111,7 @@ class TrainConfig:
     keep: int = _of("run", "how many of the newest checkpoints stay", 2)
     eval_every: int = _of("run", "measure on held-out problems after so many steps; 0: never", 0)
     eval_split: str = _of("run", "of the task", "validation")
-    eval_limit: int | None = _of("run", "how many problems", 200)
+    eval_limit: int = _of("run", "how many problems, at most", 200)
     eval_n: int = _of("run", "samples per problem", 32)
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ class TrainConfig:
     def _loss(self) -> Any:
         if self.labels:
             return None
-        name = self.loss or ("sft" if self.texts else "bon")
+        name = self.loss or ("sft" if self.texts or not self.n else "bon")
         options = self.loss_options | ({"k": self.k[0]} if self.k else {})
         kind = losses.get(name)
         _check_options(f"loss {name}", kind, options)
@@ -212,6 +212,9 @@ class TrainConfig:
         if self.texts:
             return Texts(self.texts, self.prompts, seed=self.seed)
         task = self._task()
+        if self.expert and not self.n:
+            return Texts.of_task(task, self.expert, self.prompts, split=self.split,
+                                 limit=self.limit, seed=self.seed)
         return Rollouts(task, self.n, self.prompts, temperature=self.temperature,
                         verifier=self._verifier(task), split=self.split, limit=self.limit,
                         expert=self.expert, max_new_tokens=self.max_new_tokens, seed=self.seed)

@@ -10,11 +10,11 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest"]
+__all__ = ["METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain"]
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = re.compile(r"step-(\d{6,})")
@@ -102,14 +102,18 @@ class RunFolder:
         if self._file is not None:
             self._file.close()
 
-    def write(self, record: Record) -> Record:
-        """Append a record, with null for what is not a finite number; the record as written."""
-        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                 for name, value in record.items()}
+    def write(self, record: Record) -> None:
+        """Append a record."""
         if self._file is not None:
-            self._file.write(json.dumps(plain).encode() + b"\n")
+            self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
-        return plain
+
+    def rewrite(self, records: Sequence[Record]) -> None:
+        """Put these records of one step in place of its lines, and of later ones."""
+        if self._file is not None:
+            _cut(self._file, records[0]["step"] - 1)
+        for record in records:
+            self.write(record)
 
     def checkpoint(self, trainer: Any) -> None:
         """Save the trainer, then remove the oldest checkpoints that are too many."""
@@ -118,8 +122,25 @@ class RunFolder:
         target = self.path / f"step-{trainer.steps:06d}"
         if not target.exists():  # else Ctrl-C came when it was just complete
             trainer.save(target)
+            _to_disk(target)
         for old in checkpoints(self.path)[: -self.keep]:
             shutil.rmtree(old)
+
+
+def plain(record: Record) -> Record:
+    """The record as JSON has it: None for what is not a finite number."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()}
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the disk holds it: only then older checkpoints may go."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bonaware.training.folder import Record, RunFolder, StepBar
+from bonaware.training.folder import Record, RunFolder, StepBar, plain
 
 __all__ = ["Loop"]
 
@@ -25,7 +25,7 @@ class Loop:
         self.folder, self.bar, self.save_every = folder, bar, save_every
         self.evaluation, self.eval_every = evaluation, eval_every
         self.records: list[Record] = []
-        self.told = self.saved = trainer.steps  # steps that have a record, that are saved
+        self.begun = self.told = self.saved = trainer.steps
 
     def run(self) -> None:
         """Make the steps that are missing."""
@@ -44,9 +44,13 @@ class Loop:
 
     def stop(self, found: Record) -> None:
         """After Ctrl-C: keep the last completed step and say so; found is its metrics."""
-        if self.trainer.steps > self.told:
-            self._tell(found)
-        if self.told > self.saved:
+        self.told = now = self.trainer.steps
+        if now > self.begun:
+            # It may have come anywhere in between: the lines of this step are written anew.
+            if not any(record["step"] == now for record in self.records):
+                self.records.append(plain({"step": now} | found))
+            self.folder.rewrite([record for record in self.records if record["step"] == now])
+        if now > self.saved:
             self._save()
         kept = "in memory" if self.folder.path is None else (
             f"in {self.folder.path}, where resume goes on")
@@ -66,7 +70,8 @@ class Loop:
             self._write({"step": self.told} | {f"eval/{x}": y for x, y in figures.items()})
 
     def _write(self, record: Record) -> None:
-        self.records.append(self.folder.write(record))
+        self.records.append(plain(record))
+        self.folder.write(self.records[-1])
         self.bar(self.records[-1])
 
     def _save(self) -> None:

@@ -34,7 +34,7 @@ class Rollouts:
     ----------
     task : Task or str
     n : int
-        Samples per problem; 0 for a step on experts alone.
+        Samples per problem.
     prompts : int
         Problems per step.
     temperature : float
@@ -69,9 +69,9 @@ class Rollouts:
                  temperature: float = 1.0, verifier: Any = None, split: str = "train",
                  limit: int | None = None, expert: str | None = None,
                  max_new_tokens: int | None = None, seed: int = 0) -> None:
-        if n < (0 if expert else 1) or prompts < 1 or seed < 0:
-            raise ValueError("need n >= 1 (0 with an expert), prompts >= 1 and seed >= 0, got "
-                             f"n={n}, prompts={prompts}, seed={seed}")
+        if n < 1 or prompts < 1 or seed < 0:
+            raise ValueError(f"need n >= 1, prompts >= 1 and seed >= 0, got n={n}, "
+                             f"prompts={prompts}, seed={seed}")
         if not temperature > 0:
             raise ValueError(f"need temperature > 0 to learn from samples, got {temperature}")
         self.task = tasks.get(task) if isinstance(task, str) else task
@@ -79,10 +79,7 @@ class Rollouts:
         self.verifier = judge(verifier, self.task) if isinstance(verifier, str) else verifier
         self.expert = expert
         self.max_new_tokens = max_new_tokens or self.task.max_new_tokens
-        self.problems = self.task.load(split=split, limit=limit)
-        if not self.problems:
-            raise ValueError(f"need at least one problem, but task {self.task.name} has none in "
-                             f"split {split!r} with limit={limit}")
+        self.problems = _problems(self.task, split, limit)
         if expert is not None:
             for problem in self.problems:
                 _demonstration(problem, expert)
@@ -131,8 +128,9 @@ class Rollouts:
         """The samples with a column more, which holds the demonstrations."""
         texts = [_demonstration(problem, str(self.expert)) for problem in problems]
         ids = [[completion_ids(lm, text)] for text in texts]
-        logp = lm.logp(samples.prompts, ids)
-        tempered = lm.logp(samples.prompts, ids, self.temperature)
+        logp = tempered = lm.logp(samples.prompts, ids)
+        if self.temperature != 1:
+            tempered = lm.logp(samples.prompts, ids, self.temperature)
         experts = [
             Sample(p, self.n, ids[p][0], logp[p][0], tempered[p][0],
                    np.full(len(ids[p][0]), np.nan, np.float32), text, "eos", self.temperature)
@@ -142,8 +140,6 @@ class Rollouts:
 
     def _chances(self, rewards: NDArray[np.float64], scores: Any) -> dict[str, float]:
         """What k of the samples drawn give, mean over prompts."""
-        if not self.n:
-            return {}
         ks, own = which_k(None, self.n), rewards[:, : self.n]
         best = "pass" if np.isin(own, (0.0, 1.0)).all() else "max"
         means = estimators.best_of_k(own, ks).mean(axis=0).tolist()
@@ -185,6 +181,15 @@ class Texts:
         fields = {"prompt": (str, list), "completion": str}
         self.rows = _rows(rows, fields)
         self.prompts, self.end, self.seed = prompts, end, seed
+
+    @classmethod
+    def of_task(cls, task: Task | str, expert: str, prompts: int = 32, *, split: str = "train",
+                limit: int | None = None, seed: int = 0) -> "Texts":
+        """The demonstrations of a task's problems: `expert` is the field that holds them."""
+        task = tasks.get(task) if isinstance(task, str) else task
+        problems = _problems(task, split, limit)
+        return cls([(task.prompt(problem), _demonstration(problem, expert))
+                    for problem in problems], prompts, seed=seed)
 
     def __call__(self, trainer: Any) -> dict[str, Any]:
         chosen = shuffled(len(self.rows), self.prompts, self.seed, trainer.steps)
@@ -264,6 +269,14 @@ def judge(name: str, task: Task, options: Mapping[str, Any] | None = None) -> An
     kind = _lookup.load("bonaware.verifiers", name, "VERIFIER")
     given = {"task": task} if "task" in inspect.signature(kind).parameters else {}
     return kind(**given, **(options or {}))
+
+
+def _problems(task: Task, split: str, limit: int | None) -> list[Problem]:
+    problems = task.load(split=split, limit=limit)
+    if not problems:
+        raise ValueError(f"need at least one problem, but task {task.name} has none in split "
+                         f"{split!r} with limit={limit}")
+    return problems
 
 
 def _demonstration(problem: Problem, name: str) -> str:
