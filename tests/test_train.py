@@ -775,6 +775,17 @@ def test_steps_say_what_does_not_fit(call, kind, sentence):
     assert_same(weights_of(trainer), before)
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    trainer = bon.Trainer(model(), REINFORCE)
+    samples, before = draw(trainer.lm), weights_of(trainer)
+    with pytest.raises(ValueError, match="the gradient's norm is nan: the step was not made"):
+        trainer.step(PROMPTS, samples, REWARDS * 1e39)
+    assert trainer._learner.norm() == 0
+    assert_same(weights_of(trainer), before)
+    trainer.step(PROMPTS, samples, REWARDS)
+    assert trainer.steps == 1
+
+
 @pytest.mark.parametrize(("labels", "sentence"), [
     ([[1.0], [1.0]], r"one number per completion, \[2, 1\] for these prompts, got .*\(1,\)"),
     ([[1.0, 2.0], [0.0]], r"labels must be in \[0, 1\], but element 1 of prompt 0 is 2.0"),
