@@ -54,8 +54,8 @@ build/ctest/libcore.a: $(CORE)
 	@rm -f $@
 	@$(AR) rcs $@ $^
 
-# test_engine makes each allocation fail in turn.
-build/ctest/test_engine: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+# These make each allocation fail in turn.
+build/ctest/test_engine build/ctest/test_learner: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 build/ctest/%: tests/c/%.c tests/c/check.h build/ctest/libcore.a
 	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc $(WRAP) -o $@ $< build/ctest/libcore.a \
