@@ -376,6 +376,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; what is done is kept in {given.out}, and the same command goes on")
         return 130
+    if not list((given.out / "runs").glob("base-*.json")):
+        print("run the arm base too: the tables compare with it")
+        return 0 if complete else 1
     summary = tables.summarise(given.out)
     _write(given.out / "summary.json", summary)
     print(tables.markdown(summary))
