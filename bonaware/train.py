@@ -219,19 +219,24 @@ class Trainer:
         given = {"expert": expert, **inputs}
         given = {name: value for name, value in given.items() if value is not None}
         given |= self._inputs(loss, drawn, rewards if scores is None else scores, given)
+        with self._clean():
+            return self._update(self._learn(loss, drawn, rewards, given), started)
+
+    def _learn(self, loss: Loss, drawn: Drawn, rewards: Floats,
+               given: Mapping[str, Any]) -> Metrics:
+        """Add the gradient of the loss; what it was."""
         value, weights = loss(rewards, **given)
         learned = drawn.learned(weights)
         logp = self._accumulate(drawn, weights, learned)
         if drawn.logp is None and "logp" in loss.inputs and "logp" not in given:
             value, _ = loss(rewards, **given, logp=np.nan_to_num(logp))  # weights did not need it
         own = drawn.mask & ~np.asarray(given.get("expert", False))
-        metrics = {
+        return {
             "loss": float(value.mean()), **diagnose(weights, rewards, drawn.mask),
             "entropy": drawn.per_token(-(logp if drawn.logp is None else drawn.logp), own),
             **self._kl(drawn, given, own),
             "trained_samples": int(learned.sum()), "trained_tokens": drawn.rows(learned),
         }  # fmt: skip
-        return self._update(metrics, started)
 
     def step_scores(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
                     labels: Sequence[ArrayLike] | NDArray[Any]) -> Metrics:
@@ -267,19 +272,23 @@ class Trainer:
         texts = [[_unpadded(lm, text) for text in row] for _, row in pairs]
         targets: Any = [as_floats(row, "labels") for row in labels]
         _check_labels(targets, [len(row) for row in texts])
+        tokens = sum(map(len, ids)) + sum(len(text) for row in texts for text in row)
+        with self._clean():
+            metrics = self._learn_scores(ids, texts, targets) | {"trained_tokens": tokens}
+            return self._update(metrics, started)
+
+    def _learn_scores(self, prompts: Sequence[Ids], texts: Sequence[Sequence[Ids]],
+                      targets: Any) -> Metrics:
+        """Add the gradient of the mean cross-entropy; what it was."""
         target = np.concatenate(targets)
         weights: Any = [np.full(len(row), -1.0 / len(target)) for row in targets]
-        with self._clean():
-            rows = self._learner.accumulate_scores(ids, texts, weights, targets)
-        score = np.concatenate(rows).astype(np.float64)
-        right = target >= 0.5
-        tokens = sum(map(len, ids)) + sum(len(text) for row in texts for text in row)
-        metrics = {
+        rows = self._learner.accumulate_scores(prompts, texts, weights, targets)
+        score, right = np.concatenate(rows).astype(np.float64), target >= 0.5
+        return {
             "loss": float((np.logaddexp(0, score) - target * score).mean()),
             "accuracy": float(((score > 0) == right).mean()), "auroc": auroc(score, right),
-            "trained_samples": len(target), "trained_tokens": tokens,
+            "trained_samples": len(target),
         }  # fmt: skip
-        return self._update(metrics, started)
 
     def _loss_now(self) -> Loss:
         """The loss of this step: with its k, where that is annealed."""
@@ -336,8 +345,7 @@ class Trainer:
             return np.full(learned.shape, np.nan)
         share = [row[some] / len(weights) for row, some in zip(weights, learned, strict=True)
                  if some.any()]
-        with self._clean():
-            per_token = self._learner.accumulate(*drawn.pick(learned), share, drawn.temperature)
+        per_token = self._learner.accumulate(*drawn.pick(learned), share, drawn.temperature)
         return sums(per_token, learned, missing=np.nan)
 
     def _update(self, metrics: Metrics, started: float) -> Metrics:
@@ -349,7 +357,7 @@ class Trainer:
 
     @contextmanager
     def _clean(self) -> Iterator[None]:
-        """Forgets a gradient that is half made."""
+        """Forgets the gradient of a step that is not made."""
         try:
             yield
         except BaseException:

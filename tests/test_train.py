@@ -775,6 +775,21 @@ def test_steps_say_what_does_not_fit(call, kind, sentence):
     assert_same(weights_of(trainer), before)
 
 
+@pytest.mark.parametrize("at", ["_kl", "_update"])
+def test_ctrl_c_in_a_step_leaves_nothing_behind(at, monkeypatch):
+    trainer = bon.Trainer(model(), REINFORCE)
+
+    def interrupted(*args):
+        assert trainer._learner.norm() > 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, at, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(PROMPTS, draw(trainer.lm), REWARDS)
+    assert trainer._learner.norm() == 0
+    assert trainer.steps == 0
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing():
     trainer = bon.Trainer(model(), REINFORCE)
     samples, before = draw(trainer.lm), weights_of(trainer)
