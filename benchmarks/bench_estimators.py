@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from bonaware.estimators import best_of_k, majority_at_k, pass_at_k
+from bonaware.estimators import best_of_k, majority_at_k, pass_at_k, win_rate, worst_of_k
 from bonaware.select import best_of_n
 
 BLOCK = 1024  # rows at a time in NumPy: its temporaries then stay in the cache
@@ -267,6 +267,8 @@ def run(rows, n, clock, repeats):
             3,
         ),
         ("best_of_k, k = 1 (1 in)", lambda: best_of_k(many, 1), lambda: many.sum(), 1),
+        ("worst_of_k, k = 1 (1 in)", lambda: worst_of_k(many, 1), lambda: many.sum(), 1),
+        ("win_rate (1 in)", lambda: win_rate(many), lambda: many.sum(), 1),
         ("best_of_n (1 in)", lambda: best_of_n(many), lambda: many.max(), 1),
     ]:
         bench.against_memory(name, ours, same, arrays * many.nbytes, 0.7, 3 * repeats)

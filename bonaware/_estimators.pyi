@@ -19,6 +19,14 @@ def best_of_k(
     stop: int,
     /,
 ) -> None: ...
+def win_rate(
+    preferences: NDArray[np.float64],
+    rates: NDArray[np.float64],
+    errors: NDArray[np.float64],
+    start: int,
+    stop: int,
+    /,
+) -> None: ...
 def majority_at_k(
     codes: NDArray[np.int64],
     weights: NDArray[np.float64] | None,

@@ -533,3 +533,82 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
     }
     return BON_OK;
 }
+
+/* -- win rate -------------------------------------------------------------- */
+
+BON_INLINE double sum_of(const bon_vec *a, const bon_vec *b)
+{
+    const bon_vec both = *a + *b;
+    return (both[0] + both[1]) + (both[2] + both[3]);
+}
+
+/* How many of row [n] are not NaN, and their sum; 0 where one is outside [0, 1]. */
+BON_INLINE double count_made(const double *row, size_t n, double *sum)
+{
+    bon_vec sums[2] = {{0.0}};
+    bon_choice counts[2] = {{0}}, outside = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec x = *bon_const_vec_at(row + i + 4 * v);
+            const bon_choice made = x == x;
+            outside |= (x < 0.0) | (x > 1.0);
+            sums[v] += (bon_vec)((bon_choice)x & made);
+            counts[v] -= made; /* true is -1 */
+        }
+    const bon_choice both = counts[0] + counts[1];
+    double count = (double)((both[0] + both[1]) + (both[2] + both[3]));
+    *sum = sum_of(&sums[0], &sums[1]);
+    int wrong = (outside[0] | outside[1] | outside[2] | outside[3]) != 0;
+    for (; i < n; i++) {
+        if (isnan(row[i])) continue;
+        wrong |= row[i] < 0.0 || row[i] > 1.0;
+        *sum += row[i];
+        count += 1.0;
+    }
+    return wrong ? 0.0 : count;
+}
+
+/* Sum of squared deviations of those that are not NaN. */
+BON_INLINE double sum_of_squares(const double *row, size_t n, double mean)
+{
+    bon_vec sums[2] = {{0.0}};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec apart = *bon_const_vec_at(row + i + 4 * v) - mean;
+            const bon_choice made = apart == apart;
+            sums[v] += (bon_vec)((bon_choice)(apart * apart) & made);
+        }
+    double sum = sum_of(&sums[0], &sums[1]);
+    for (; i < n; i++)
+        if (!isnan(row[i])) sum += (row[i] - mean) * (row[i] - mean);
+    return sum;
+}
+
+BON_INLINE void win_rate(const double *preferences, size_t rows, size_t n, double *rates,
+                         double *errors)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const double *row = preferences + r * n;
+        double sum;
+        const double count = count_made(row, n, &sum);
+        rates[r] = count > 0.0 ? sum / count : NAN;
+        errors[r] = count > 1.0
+                        ? sqrt(sum_of_squares(row, n, rates[r]) / (count - 1.0) / count)
+                        : NAN;
+    }
+}
+
+BON_AVX2 static void win_rate_avx2(const double *preferences, size_t rows, size_t n,
+                                   double *rates, double *errors)
+{
+    win_rate(preferences, rows, n, rates, errors);
+}
+
+void bon_win_rate(const double *preferences, size_t rows, size_t n, double *rates,
+                  double *errors)
+{
+    if (bon_has_avx2()) win_rate_avx2(preferences, rows, n, rates, errors);
+    else win_rate(preferences, rows, n, rates, errors);
+}

@@ -111,4 +111,16 @@ BON_MUST_CHECK bon_status bon_best_of_k(const double *scores, const double *rewa
                                         double *scratch, double *out, size_t stride,
                                         size_t *bad);
 
+/* Mean preference over a reference of each row, and its standard error.
+ *
+ *   preferences  [rows, n]  in [0, 1]; NaN is a comparison that was not made
+ *   rates        [rows]     mean of the m values that are not NaN; NaN where a value is
+ *                           outside [0, 1] or m = 0: the caller says which
+ *   errors       [rows]     sqrt(sum of squared deviations / (m - 1) / m), NaN for m = 1
+ *
+ * Two passes over each row, the second in the cache. Error: about n roundings.
+ */
+void bon_win_rate(const double *preferences, size_t rows, size_t n, double *rates,
+                  double *errors);
+
 #endif /* BON_ESTIMATORS_H */

@@ -229,6 +229,44 @@ done:
     return result;
 }
 
+/* -- win rate -------------------------------------------------------------- */
+
+PyDoc_STRVAR(win_rate_doc,
+"win_rate(preferences, rates, errors, start, stop, /)\n--\n\n"
+"See bonaware.estimators.win_rate. preferences: float64 [rows, n]; rates, errors:\n"
+"float64 [rows, 1], NaN where the row has no rate.");
+
+static PyObject *py_win_rate(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *preferences_obj, *rates_obj, *errors_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOnn:win_rate", &preferences_obj, &rates_obj, &errors_obj,
+                          &start, &stop))
+        return NULL;
+
+    PyArrayObject *preferences, *rates, *errors;
+    row_range range;
+    if ((preferences = as_array(preferences_obj, NPY_DOUBLE, 2, "preferences")) == NULL
+        || (rates = as_output(rates_obj, NPY_DOUBLE, 2, "rates")) == NULL
+        || (errors = as_output(errors_obj, NPY_DOUBLE, 2, "errors")) == NULL
+        || !fits(rates, PyArray_DIM(preferences, 0), 1)
+        || !same_shape(rates, "rates", errors, "errors")
+        || !as_range(start, stop, PyArray_DIM(preferences, 0), &range))
+        return NULL;
+    const size_t n = (size_t)PyArray_DIM(preferences, 1);
+    const double *data = PyArray_DATA(preferences);
+    double *rates_data = PyArray_DATA(rates), *errors_data = PyArray_DATA(errors);
+    const size_t chunk = rows_per_chunk(n);
+    for (size_t at = range.start; at < range.stop; at += chunk) {
+        Py_BEGIN_ALLOW_THREADS
+        bon_win_rate(data + at * n, min_size(chunk, range.stop - at), n, rates_data + at,
+                     errors_data + at);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0) return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 /* -- majority@k ------------------------------------------------------------ */
 
 /* Steps of one row: see the costs in majority.h. */
@@ -327,6 +365,7 @@ done:
 static PyMethodDef methods[] = {
     {"pass_at_k", py_pass_at_k, METH_VARARGS, pass_at_k_doc},
     {"best_of_k", py_best_of_k, METH_VARARGS, best_of_k_doc},
+    {"win_rate", py_win_rate, METH_VARARGS, win_rate_doc},
     {"majority_at_k", py_majority_at_k, METH_VARARGS, majority_at_k_doc},
     {NULL, NULL, 0, NULL},
 };

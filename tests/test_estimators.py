@@ -579,6 +579,41 @@ def test_win_rate_counts_ties_as_half_and_drops_nan():
     np.testing.assert_allclose(error, [np.std([1, 0, 0.5], ddof=1) / np.sqrt(3), 0.0])
 
 
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 9, 16, 61, 64])
+def test_win_rate_is_the_mean_of_fractions_with_their_standard_error(n):
+    rng = np.random.default_rng(n)
+    wins = rng.random((2, 6, n))
+    wins[:, :, 2:][rng.random((2, 6, n - 2)) < 0.3] = np.nan
+    rates, errors = win_rate(wins)
+    assert rates.shape == errors.shape == (2, 6)
+    for row, rate, error in zip(wins.reshape(-1, n), rates.flat, errors.flat, strict=True):
+        made = [Fraction(float(x)) for x in row if not np.isnan(x)]
+        mean = sum(made) / len(made)
+        variance = sum((x - mean) ** 2 for x in made) / (len(made) - 1) / len(made)
+        assert rate == pytest.approx(float(mean), rel=1e-14)
+        assert error == pytest.approx(math.sqrt(variance), rel=1e-13)
+
+
+@pytest.mark.parametrize("n", [3, 8, 19])
+def test_win_rate_rejects_by_position_wherever_it_is(n):
+    for column in range(n):
+        for value in (-0.25, 1.25, np.inf, -np.inf):
+            wins = np.full((3, n), 0.5)
+            wins[1, column] = value
+            with pytest.raises(ValueError, match=f"but row 1, column {column} is {value}"):
+                win_rate(wins)
+
+
+def test_win_rate_needs_a_comparison_in_every_row():
+    assert win_rate(np.empty((0, 4)))[0].shape == (0,)
+    with pytest.raises(ValueError, match="element 1 has none"):
+        win_rate([[0.5, 0.5], [np.nan, np.nan]])
+    with pytest.raises(ValueError, match="element 0 has none"):
+        win_rate(np.empty((2, 0)))
+    with pytest.raises(ValueError, match="preferences must be an array of numbers"):
+        win_rate([["won"]])
+
+
 def test_win_rate_of_one_comparison_has_no_standard_error():
     rate, error = win_rate([0.25, np.nan])
     assert rate == 0.25
@@ -991,6 +1026,9 @@ I23, F23, F32, OUT = (
             lambda: _estimators.majority_at_k(I23, None, F23, ONE, 0, F32, 0, 2),
             r"out .* \(2, 1\), got \(3, 2\)",
         ),
+        (lambda: _estimators.win_rate(F23, OUT, F23, 0, 2), r"got \(2, 1\) and \(2, 3\)"),
+        (lambda: _estimators.win_rate(F23, F23, OUT, 0, 2), r"out .* \(2, 1\), got \(2, 3\)"),
+        (lambda: _estimators.win_rate(F23, OUT, OUT, 1, 3), "start=1, stop=3 with 2 rows"),
         (lambda: _estimators.best_of_k(F23, F23, ONE, OUT, 1, 3), "start=1, stop=3 with 2 rows"),
         (lambda: _estimators.best_of_k(F23, F23, ONE, OUT, -1, 2), "start=-1, stop=2"),
         (lambda: _estimators.best_of_k(F23, F23, ONE, OUT, 2, 1), "start=2, stop=1"),

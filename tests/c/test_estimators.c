@@ -131,6 +131,18 @@ static void test_best_of_k_rejects_bad_k_and_nan(void)
     }
 }
 
+static void test_win_rate_leaves_out_what_is_nan(void)
+{
+    const double wins[] = {1, 0, NAN, 0.5, NAN, NAN, 0.25, NAN, 1.5};
+    double rates[3], errors[3];
+    bon_win_rate(wins, 3, 3, rates, errors);
+    CHECK_CLOSE(rates[0], 0.5);
+    CHECK_CLOSE(errors[0], 0.5);
+    CHECK_CLOSE(rates[1], 0.5);
+    CHECK(isnan(errors[1]));
+    CHECK(isnan(rates[2]) && isnan(errors[2]));
+}
+
 /* Exactly as much scratch as the header says, so that ASan sees a byte more. */
 static bon_status vote(const int64_t *codes, const double *weights, const double *rewards,
                        size_t rows, size_t n, const int64_t *ks, size_t nk, double *out,
@@ -232,6 +244,7 @@ int main(void)
     test_best_of_k_does_rows_in_any_number();
     test_best_of_k_keeps_to_its_memory();
     test_best_of_k_rejects_bad_k_and_nan();
+    test_win_rate_leaves_out_what_is_nan();
     test_majority_at_k_known_values();
     test_majority_at_k_adds_up_over_answers_of_every_kind_of_row();
     test_majority_at_k_of_too_many_sums_is_resampled();
