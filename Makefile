@@ -88,6 +88,7 @@ stubs: build
 bench: build build/bench/bench_gemm build/bench/llama-1b
 	./build/bench/bench_gemm
 	$(PYTHON) benchmarks/bench_estimators.py
+	$(PYTHON) benchmarks/bench_train.py
 	$(PYTHON) benchmarks/bench_decode.py build/bench/llama-1b
 
 build/bench/bench_gemm: benchmarks/bench_gemm.c $(wildcard csrc/*.[ch]) build/ctest/onednn
