@@ -192,7 +192,7 @@ class Trainer:
         dict
             "loss", mean over prompts; "reward" and the other diagnostics of
             `bonaware.diagnostics.diagnose`; "entropy": mean of -logp per token of the samples
-            that are no experts', nats; "kl" where there is a reference: mean over prompts of
+            that are no experts', nats, as far as it is known; "kl" where there is a reference: mean over prompts of
             logp - ref_logp, nats; "trained_samples" and "trained_tokens", with their prompts;
             "grad_norm" before clipping, "lr", "step_seconds".
 
@@ -357,11 +357,12 @@ class Trainer:
 
     @contextmanager
     def _clean(self) -> Iterator[None]:
-        """Forgets the gradient of a step that is not made."""
+        """Forgets the gradient of a step that is not made, or hardly was."""
         try:
             yield
         except BaseException:
             self._learner.zero()
+            self.lm.weights_changed()  # Ctrl-C may come between the update and this call
             raise
 
     # -- many steps ----------------------------------------------------------
@@ -427,8 +428,6 @@ class Trainer:
             try:
                 loop.run()
             except KeyboardInterrupt:
-                self._learner.zero()
-                self.lm.weights_changed()  # should it have come between a step and this call
                 loop.stop(self._found)
             finally:
                 self._last = self._k = None
@@ -499,7 +498,7 @@ class Trainer:
                 raise ValueError(f"{found} holds adapters of another model, or none: make the "
                                  "trainer from the model that the run began with, then resume")
             self._learner.load(found / STATE)
-        self._folder = None if found == path else path.resolve()
+        self._folder = path.resolve()
 
     def _reference_print(self) -> str | None:
         return None if self.reference is None else self.reference.fingerprint

@@ -228,6 +228,14 @@ def test_completions_do_what_the_same_samples_do():
     assert metrics["loss"] == pytest.approx(found["loss"])
 
 
+def test_the_entropy_is_that_of_the_samples_whose_logp_is_known():
+    lm = model()
+    texts = draw(lm).tokens
+    metrics = bon.Trainer(lm, REINFORCE).step(PROMPTS, texts, [[1, 1, 1, 1], [0, 1, 0, 1]])
+    (logp,) = model().logp(PROMPTS[1:], texts[1:])
+    assert metrics["entropy"] == pytest.approx(-np.concatenate(logp).mean(), rel=1e-5)
+
+
 def test_scores_rank_and_rewards_are_the_default():
     loss = losses.get("bon")(k=2)
     scores = REWARDS[:, ::-1].copy()
@@ -297,6 +305,18 @@ def test_a_given_reference_is_measured_without_a_kl_term():
     assert trainer.reference is reference
     assert trainer.step(PROMPTS, draw(trainer.lm), REWARDS)["kl"] > 0
     assert bon.Trainer(model(), REINFORCE).reference is None
+
+
+def test_demonstrations_count_neither_in_kl_nor_in_entropy():
+    lm = model()
+    texts = draw(lm).tokens
+    expert = np.array([[True] * 4, [True, True, False, False]])
+    trainer = bon.Trainer(lm, SFT, reference=model(rng=7))
+    metrics = trainer.step(PROMPTS, texts, REWARDS, expert=expert)
+    own, ref = (one.logp(PROMPTS[1:], [texts[1][2:]])[0] for one in (model(), trainer.reference))
+    gap = [mine.sum() - theirs.sum() for mine, theirs in zip(own, ref, strict=True)]
+    assert metrics["kl"] == pytest.approx(np.mean(gap), rel=1e-4)
+    assert metrics["entropy"] is None  # logp is not computed where the weight is 0
 
 
 def test_a_loss_that_names_ref_logp_gets_it():
@@ -460,6 +480,18 @@ def test_demonstrations_alone_are_imitated(tmp_path):
     assert source.rows[1] == ("aac", "c")
     records = trainer.fit(source, 40)
     assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+
+
+def test_the_learning_rate_follows_its_schedule_to_the_end_of_the_run(tmp_path):
+    optimizer = bon.AdamW(lr=1.0, warmup=2, schedule="linear")
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE, optimizer)
+
+    def source(trainer):
+        return trainer.step(["a"], [["b", "b"]], [[0, 0]])
+
+    records = trainer.fit(source, 6)
+    assert [r["lr"] for r in records] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert source(trainer)["lr"] == 1.0  # outside of a run there is no end
 
 
 def test_k_is_annealed_over_the_run(tmp_path):
@@ -788,6 +820,24 @@ def test_ctrl_c_in_a_step_leaves_nothing_behind(at, monkeypatch):
         trainer.step(PROMPTS, draw(trainer.lm), REWARDS)
     assert trainer._learner.norm() == 0
     assert trainer.steps == 0
+
+
+def test_ctrl_c_right_behind_the_update_leaves_no_old_fingerprint(monkeypatch):
+    trainer = bon.Trainer(model(), REINFORCE)
+    samples, before = draw(trainer.lm), trainer.lm.fingerprint
+    calls = []
+
+    def interrupted():
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        type(trainer.lm).weights_changed(trainer.lm)
+
+    monkeypatch.setattr(trainer.lm, "weights_changed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(PROMPTS, samples, REWARDS)
+    assert trainer.steps == 1
+    assert trainer.lm.fingerprint != before
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
