@@ -192,9 +192,9 @@ class Trainer:
         dict
             "loss", mean over prompts; "reward" and the other diagnostics of
             `bonaware.diagnostics.diagnose`; "entropy": mean of -logp per token of the samples
-            that are no experts', nats, as far as it is known; "kl" where there is a reference: mean over prompts of
-            logp - ref_logp, nats; "trained_samples" and "trained_tokens", with their prompts;
-            "grad_norm" before clipping, "lr", "step_seconds".
+            that are no experts', nats, as far as it is known; "kl" where there is a reference:
+            mean over prompts of logp - ref_logp, nats; "trained_samples" and "trained_tokens",
+            with their prompts; "grad_norm" before clipping, "lr", "step_seconds".
 
         Raises
         ------
@@ -523,7 +523,8 @@ class _Copy:
 
 def _frozen(lm: LM) -> LM:
     """A model with the same weights, which stays as it is."""
-    return LM(_Copy(lm), dtype=lm.dtype, threads=lm.threads, memory=lm.memory)  # type: ignore[arg-type]
+    source: Any = _Copy(lm)
+    return LM(source, dtype=lm.dtype, threads=lm.threads, memory=lm.memory)
 
 
 def _learner(lm: LM, memory: int | None, lora: LoRA | None) -> Learner:
