@@ -87,6 +87,15 @@ def test_rewards_are_an_array_with_nan_for_missing_texts():
     np.testing.assert_array_equal(rewards, [[1, 0, np.nan], [1, np.nan, 0]])
 
 
+def test_equal_texts_of_a_problem_are_judged_once(monkeypatch):
+    task, judged = tasks.get("keywords"), []
+    reward = task.reward
+    monkeypatch.setattr(task, "reward", lambda p, text: judged.append(text) or reward(p, text))
+    rewards = task.rewards([problem(["sun"]), problem(["moon"])], [["sun", "x", "sun"]] * 2)
+    np.testing.assert_array_equal(rewards, [[1, 0, 1], [0, 0, 0]])
+    assert judged == ["sun", "x"] * 2
+
+
 @pytest.mark.parametrize(("problems", "texts", "shape"), [
     ([], [], (0, 0)), ([problem(["a"])], [[]], (1, 0)), ([problem(["a"])], [[None]], (1, 1)),
 ])

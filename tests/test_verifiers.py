@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,18 @@ def test_reward_model_does_not_depend_on_other_samples(judge, drawn):
     np.testing.assert_array_equal(got[:, :24:3], want[:, ::3])
     assert np.isnan(np.delete(got, np.s_[:24:3], axis=1)).all()
     assert verifier.score([], Samples.from_list([], [], n=2)).shape == (0, 0)
+
+
+def test_reward_model_scores_equal_samples_once(judge, drawn, monkeypatch):
+    first = [replace(sample, index=i) for i, sample in enumerate(list(drawn[0])[:3] * 2)]
+    verifier, asked = verifiers.get("reward_model", model=judge), []
+    scores = verifier.model.scores
+    monkeypatch.setattr(verifier.model, "scores", lambda prompts, texts: (
+        asked.extend(texts) or scores(prompts, texts)))
+    got = verifier.score(AB[:1], Samples.from_list(["ab"], first, n=6))
+    distinct = {sample.tokens.tobytes() for sample in first}
+    assert [len(texts) for texts in asked] == [len(distinct)]
+    np.testing.assert_array_equal(got[0], np.tile(verifier.score(AB, drawn)[0, :3], 2))
 
 
 def swap_letters(path):

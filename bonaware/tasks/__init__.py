@@ -103,12 +103,21 @@ class Task:
         ------
         ValueError
             There is not one equally long row of texts per problem.
+
+        Notes
+        -----
+        Equal texts of a problem are judged once.
         """
         check_texts(problems, texts)
         return as_rewards(
-            [None if text is None else self.reward(problem, text) for text in row]
-            for problem, row in zip(problems, texts, strict=True)
+            self._row(problem, row) for problem, row in zip(problems, texts, strict=True)
         )
+
+    def _row(self, problem: Problem, texts: Sequence[str | None]) -> list[float | None]:
+        """Rewards of the texts of one problem."""
+        known = {text: self.reward(problem, text) for text in dict.fromkeys(texts)
+                 if text is not None}
+        return [None if text is None else known[text] for text in texts]
 
     def check_split(self, split: str, *splits: str) -> None:
         """Refuse a split that the task does not have."""

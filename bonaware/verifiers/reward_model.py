@@ -41,7 +41,7 @@ class RewardModel:
     encoded anew from its text; if it ended with an end token, this model's first one is added.
     Where policy or reward model has no tokenizer, tokens are taken as drawn.
 
-    A sample's score does not depend on the samples around it.
+    A sample's score does not depend on the samples around it; equal ones are scored once.
 
     Examples
     --------
@@ -75,9 +75,11 @@ class RewardModel:
         check_prompts(problems, samples)
         scores = np.full(samples.valid.shape, np.nan)
         for p, prompt in enumerate(samples.prompts):
-            drawn, ids = np.flatnonzero(samples.valid[p]), self.model.encode(prompt)
-            texts = [self._tokens(samples, p, int(i), ids) for i in drawn]
-            (scores[p, drawn],) = self.model.scores([ids], [texts])
+            groups, ids = _equal(samples, p), self.model.encode(prompt)
+            texts = [self._tokens(samples, p, places[0], ids) for places in groups]
+            (found,) = self.model.scores([ids], [texts])
+            for places, score in zip(groups, found, strict=True):
+                scores[p, places] = score
         return scores
 
     def _tokens(self, samples: Samples, p: int, i: int,
@@ -109,6 +111,15 @@ class RewardModel:
             tokens = tokens[:-1]
         found = tokenizer.decode_completion(prompt, tokens)
         return found.startswith(text) if reason == "stop" else found == text
+
+
+def _equal(samples: Samples, p: int) -> list[list[int]]:
+    """Places of the samples of a prompt, those of equal ones together."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in np.flatnonzero(samples.valid[p]).tolist():
+        key = samples.tokens[p][i].tobytes(), samples.text[p][i], samples.finish_reason[p, i]
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
 def _is_ids(prompt: Any) -> bool:
