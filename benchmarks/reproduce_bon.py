@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Settings:
     samples: int = _of("samples per problem in training", 32)
     validation: int = _of("problems that temperatures and learning rates are chosen by", 300)
     test: int = _of("problems", 1000)
-    heldout: int = _of("problems of the held-out kind", 500)
+    heldout: int = _of("problems of the held-out kind", 300)
     draws: int = _of("samples per problem in measuring, a multiple of 8", 32)
     temperatures: tuple[float, ...] = _of("of measuring, rising", (0.1, 0.7, 1.0, 1.5, 2.0, 2.6))
 
@@ -168,8 +168,8 @@ def run(job: Job, settings: Settings, out: Path, tell: Tell) -> None:
         tell(len(problems) * settings.draws, f"{job.name} {name} T={temperature:g}")
     cpu = {"training": trained - began, "measuring": time.process_time() - trained}
     _write(job.file(out), asdict(job) | {
-        "measured": measured, "training": training, "sizes": _sizes(measured, settings),
-        "cpu_seconds": {name: round(value, 1) for name, value in cpu.items()}, "made": made(),
+        "measured": measured, "training": training, "made": made(),
+        "cpu_seconds": {name: round(value, 1) for name, value in cpu.items()},
     })  # fmt: skip
 
 
@@ -235,12 +235,6 @@ def _problems(name: str, settings: Settings) -> tuple[list[Any], Any]:
     split, kind = SETS[name]
     task = bon.tasks.get("countdown", level=settings.level, kind=kind)
     return task.load(split, getattr(settings, name)), task
-
-
-def _sizes(measured: Iterable[str], settings: Settings) -> dict[str, list[int]]:
-    """How many numbers each problem of a set has: how hard it is."""
-    return {name: [len(problem.answer["numbers"]) for problem in _problems(name, settings)[0]]
-            for name in measured}
 
 
 def _tenths(values: Sequence[float]) -> list[float]:

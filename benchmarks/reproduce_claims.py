@@ -179,20 +179,23 @@ def coscaling(runs: Runs, arm: str) -> dict[str, Any]:
     dict
         "temperatures"; "pass": measured [T, K]; "a", "b", "residual" of log pass@N; "ahead":
         measured less predicted pass@n at the largest n, by a fit to k <= n / 4; "best": the
-        temperature with the highest pass@k for each k; "sizes": the same for the problems with
-        so many numbers. Temperatures where fewer than two pass@k lie between 0 and 1 are left out.
+        temperature with the highest pass@k for each k; "best_easy", "best_hard": the same for these
+        problems, by all seeds but the first. Temperatures where fewer than two pass@k lie
+        between 0 and 1 are left out.
     """
-    passes = {t: runs.per_seed(arm, "pass", "test", t).mean(axis=0) for t in runs.temperatures}
+    passes = {t: runs.per_seed(arm, "pass", "test", t) for t in runs.temperatures}
+    means = {t: each.mean(axis=(0, 1)) for t, each in passes.items()}
     few = [k for k in runs.ks if k <= max(runs.n // 4, 2)]
-    kept = [t for t, each in passes.items()
-            if (each.mean(0)[: len(few)] % 1 > 0).sum() >= 2]
-    found: dict[str, Any] = {"temperatures": kept, "best": _best(passes, runs.ks), "sizes": {
-        str(size): _best({t: each[runs.sizes("test") == size] for t, each in passes.items()},
-                         runs.ks)
-        for size in np.unique(runs.sizes("test"))}}
+    kept = [t for t, each in means.items() if (each[: len(few)] % 1 > 0).sum() >= 2]
+    found: dict[str, Any] = {"temperatures": kept, "best": _best(means)}
+    others = slice(1, None) if len(runs.seeds) > 1 else slice(None)
+    for name, some in (("best_easy", ~runs.hard), ("best_hard", runs.hard)):
+        if some.any():
+            found[name] = _best({t: each[others, some].mean(axis=(0, 1))
+                                 for t, each in passes.items()})
     if not kept:
         return found
-    measured = np.array([passes[t].mean(axis=0) for t in kept])
+    measured = np.array([means[t] for t in kept])
     fit = estimators.fit_coscaling(kept, runs.ks, measured)
     early = estimators.fit_coscaling(kept, few, measured[:, : len(few)])
     ahead = measured[:, -1] - early.predict(runs.n, kept)
@@ -200,9 +203,9 @@ def coscaling(runs: Runs, arm: str) -> dict[str, Any]:
     return found | {name: np.round(values, 4).tolist() for name, values in rows.items()}
 
 
-def _best(passes: dict[float, Any], ks: Sequence[int]) -> list[float]:
-    means = np.array([each.mean(axis=0) for each in passes.values()])
-    return [list(passes)[int(place)] for place in means[:, : len(ks)].argmax(axis=0)]
+def _best(means: dict[float, Any]) -> list[float]:
+    """The temperature with the highest of the values [K], for each of them."""
+    return [list(means)[int(place)] for place in np.array(list(means.values())).argmax(axis=0)]
 
 
 def lawful(runs: Runs) -> Ways:
@@ -217,19 +220,15 @@ def lawful(runs: Runs) -> Ways:
 
 def warmer(runs: Runs) -> Ways:
     found = coscaling(runs, "base")
-    parts = [_rises("base, best T", runs.ks, found["best"])]
-    hard = list(found["sizes"].items())
-    for (size, best), (harder, higher) in pairwise(hard):
-        pairs = list(zip(best, higher, strict=True))
-        holds = all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
-        parts.append(Part(f"best T with {harder} numbers {_list(higher)}, with {size} "
-                          f"{_list(best)}", holds))
+    best = found["best"]
+    rises = best[-1] > best[0] and all(x <= y for x, y in pairwise(best))
+    parts = [Part(f"base, best T for N = {_list(runs.ks)}: {_list(best)}", rises)]
+    if "best_easy" in found and "best_hard" in found:
+        easy, hard = found["best_easy"], found["best_hard"]
+        warmer = [x - y for x, y in zip(hard, easy, strict=True)]
+        parts.append(Part(f"for hard problems {_list(hard)}, for easy ones {_list(easy)}",
+                          min(warmer) >= 0 and max(warmer) > 0))
     return [parts]
-
-
-def _rises(text: str, ks: Sequence[int], best: Sequence[float]) -> Part:
-    holds = best[-1] > best[0] and all(x <= y for x, y in pairwise(best))
-    return Part(f"{text} for N = {_list(ks)}: {_list(best)}", holds)
 
 
 def _list(values: Sequence[float]) -> str:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from bonaware import estimators
 from bonaware.curves import which_k
 
-__all__ = ["BEST", "Change", "Figure", "Point", "Runs", "mean_of", "packed", "unpacked", "value_of"]
+__all__ = ["BEST", "Change", "Point", "Runs", "mean_of", "packed", "unpacked", "value_of"]
 
 BEST = "best"  # a temperature: the one of each arm that is best on validation problems
-Figure = tuple[str, int]
+HARD = 0.25
 Floats = NDArray[np.float64]
 
 
@@ -170,9 +170,14 @@ class Runs:
         return float(np.mean([self._point(arm, seed, where, temperature)["entropy"]
                               for seed in self.seeds]))
 
-    def sizes(self, where: str) -> NDArray[np.int64]:
-        """How many numbers each problem has, [P]."""
-        return np.array(self.found["base"][self.seeds[0]]["sizes"][where])
+    @cached_property
+    def hard(self) -> NDArray[np.bool_]:
+        """Which test problems, [P], base solves with less than a quarter of its samples at T = 1.
+
+        By the samples of the first seed, so that those of the others are not chosen by it.
+        """
+        passes = self.per_seed("base", "pass", "test", 1.0)
+        return np.asarray(passes[0, :, self.ks.index(1)] < HARD)
 
 
 def change_of(gaps: Floats) -> Change:

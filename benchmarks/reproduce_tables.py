@@ -67,8 +67,8 @@ def _made(runs: Runs) -> list[dict[str, Any]]:
 def _figures(runs: Runs, where: str, temperature: float | str) -> dict[str, dict[str, Any]]:
     """Of one set at one temperature, for all arms, selectors and k; one bootstrap for all."""
     arms, chosen = list(runs.found), {}
-    values = np.empty((len(arms), len(runs.selectors), len(runs.seeds), len(runs.sizes(where)),
-                       len(runs.ks)))  # fmt: skip
+    one = runs.per_seed("base", "pass", where, runs.temperatures[0])
+    values = np.empty((len(arms), len(runs.selectors), *one.shape))
     for i, arm in enumerate(arms):
         for j, selector in enumerate(runs.selectors):
             at = [runs.best(arm, selector, k) if temperature == BEST else float(temperature)

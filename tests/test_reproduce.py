@@ -55,7 +55,7 @@ def write_runs(out, right, **sizes):
                         for where in SETS}
             (out / "runs" / f"{arm}-{seed}.json").write_text(json.dumps({
                 "arm": arm, "seed": seed, "rate": 1e-4, "measured": measured, "made": MADE,
-                "training": {"reward": [0.1, 0.2]}, "sizes": dict.fromkeys(SETS, [3, 4] * 20),
+                "training": {"reward": [0.1, 0.2]},
                 "cpu_seconds": {"training": 1.0, "measuring": 2.0}}))  # fmt: skip
     return out
 
@@ -171,18 +171,18 @@ def test_claims_of_arms_that_were_not_run_are_left_out(tmp_path):
     assert not [claim for claim in found if "positive-only" in claim]
 
 
-def test_coscaling_finds_the_best_temperature_of_each_n_and_size(tmp_path):
+def test_coscaling_finds_the_best_temperature_of_easy_and_hard_problems(tmp_path):
     def right(arm, seed, where, temperature):
-        place = TEMPERATURES.index(temperature)
-        hard = np.arange(PROBLEMS) % 2 == 1  # those with four numbers
-        cold = np.where(np.arange(PROBLEMS) < PROBLEMS / 4, 4, 0)  # 10 problems, always alike
-        warm = np.where(np.arange(PROBLEMS) < PROBLEMS / 2, 1, 0)  # 20 problems, hardly ever
-        return [cold, np.where(hard, warm, cold), warm][place]
+        easy, hard = {0.1: (8, 0), 1.0: (4, 0), 1.5: (2, 1)}[temperature]
+        return np.where(np.arange(PROBLEMS) < PROBLEMS / 2, easy, hard)
 
-    found = reproduce_claims.coscaling(Runs(write_runs(tmp_path, right, arms=("base",))), "base")
+    runs = Runs(write_runs(tmp_path, right, arms=("base",)))
+    found = reproduce_claims.coscaling(runs, "base")
     assert found["best"] == [0.1, 0.1, 1.5, 1.5]
-    assert found["sizes"] == {"3": [0.1, 0.1, 1.5, 1.5], "4": [0.1, 0.1, 1.0, 1.0]}
-    assert found["pass"][2] == pytest.approx([k / 16 for k in (1, 2, 4, 8)], abs=1e-4)
+    assert (found["best_easy"], found["best_hard"]) == ([0.1] * 4, [1.5] * 4)
+    assert all(part.holds for part in reproduce_claims.warmer(runs)[0])
+    assert found["pass"][0] == [0.5] * 4
+    assert found["pass"][2] == pytest.approx([3 / 16, 5 / 14, 9 / 14, 1], abs=1e-4)
     fit = bon.estimators.fit_coscaling(TEMPERATURES, [1, 2], np.array(found["pass"])[:, :2])
     ahead = np.array(found["pass"])[:, -1] - fit.predict(8, TEMPERATURES)
     assert found["ahead"] == pytest.approx(ahead, abs=1e-3)
