@@ -299,6 +299,15 @@ def test_kl_is_measured_against_the_model_at_its_start():
     assert second["loss"] == pytest.approx(value.mean(), rel=1e-4)
 
 
+def test_the_reference_has_the_adapters_that_the_model_has():
+    lm = model("llama2")
+    first = bon.Trainer(lm, REINFORCE, bon.AdamW(lr=0.01), lora=bon.LoRA(rank=2))
+    first.step(PROMPTS, draw(lm), REWARDS)
+    reference = bon.Trainer(lm, REINFORCE, kl=0.1).reference
+    assert not np.allclose(reference.logits([3, 4, 5]), model("llama2").logits([3, 4, 5]))
+    assert np.allclose(reference.logits([3, 4, 5]), lm.logits([3, 4, 5]), atol=1e-4)
+
+
 def test_a_given_reference_is_measured_without_a_kl_term():
     reference = model(rng=7)
     trainer = bon.Trainer(model(), REINFORCE, reference=reference)
@@ -471,6 +480,20 @@ def test_demonstrations_join_the_samples(tmp_path):
     records = trainer.fit(source, 25)
     assert records[-1]["pass@8"] > records[0]["pass@8"]
     assert records[-1]["best-of-8"] > 0.9
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_demonstrations_have_the_probability_of_the_policy(tmp_path, temperature):
+    lm = letters_model(tmp_path)
+    source = Rollouts(Letters(), n=2, prompts=3, expert="solution", temperature=temperature)
+    problems = source.problems[:3]
+    prompts = [problem.prompt for problem in problems]
+    joined = source._with_experts(lm, source._draw(lm, prompts, 0), problems)
+    ids = [[[*lm.encode(problem.prompt[-1]), 1]] for problem in problems]
+    for found, t in ((joined.sum_sampled_logp, temperature), (joined.sum_logp, 1.0)):
+        wanted = [row[0].sum() for row in lm.logp(prompts, ids, t)]
+        assert found[:, 2] == pytest.approx(wanted, rel=1e-5)
+    assert [row[2] for row in joined.text] == [problem.prompt[-1] for problem in problems]
 
 
 def test_demonstrations_alone_are_imitated(tmp_path):
