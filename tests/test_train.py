@@ -941,7 +941,7 @@ def _without_reference(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
-    (lambda path: Rollouts(Letters(), n=0), ValueError, "need n >= 1, prompts >= 1"),
+    (lambda path: Rollouts(Letters(), n=0), ValueError, r"need n >= 1 \(0 with an expert\), prompts >= 1"),
     (lambda path: Rollouts(Letters(), prompts=0), ValueError, "prompts=0"),
     (lambda path: Rollouts(Letters(), seed=-1), ValueError, "seed=-1"),
     (lambda path: Rollouts(Letters(), temperature=0.0), ValueError,

@@ -34,7 +34,7 @@ class Rollouts:
     ----------
     task : Task or str
     n : int
-        Samples per problem.
+        Samples per problem; 0 for a step on experts alone.
     prompts : int
         Problems per step.
     temperature : float
@@ -69,9 +69,9 @@ class Rollouts:
                  temperature: float = 1.0, verifier: Any = None, split: str = "train",
                  limit: int | None = None, expert: str | None = None,
                  max_new_tokens: int | None = None, seed: int = 0) -> None:
-        if n < 1 or prompts < 1 or seed < 0:
-            raise ValueError(f"need n >= 1, prompts >= 1 and seed >= 0, got n={n}, "
-                             f"prompts={prompts}, seed={seed}")
+        if n < (0 if expert else 1) or prompts < 1 or seed < 0:
+            raise ValueError("need n >= 1 (0 with an expert), prompts >= 1 and seed >= 0, got "
+                             f"n={n}, prompts={prompts}, seed={seed}")
         if not temperature > 0:
             raise ValueError(f"need temperature > 0 to learn from samples, got {temperature}")
         self.task = tasks.get(task) if isinstance(task, str) else task
@@ -140,6 +140,8 @@ class Rollouts:
 
     def _chances(self, rewards: NDArray[np.float64], scores: Any) -> dict[str, float]:
         """What k of the samples drawn give, mean over prompts."""
+        if not self.n:
+            return {}
         ks, own = which_k(None, self.n), rewards[:, : self.n]
         best = "pass" if np.isin(own, (0.0, 1.0)).all() else "max"
         means = estimators.best_of_k(own, ks).mean(axis=0).tolist()
