@@ -18,10 +18,12 @@ Three runs in OUT, each of which goes on where it was stopped, and what they giv
     countdown-verifier/
     figures.json    what both give on test problems, with the commands' options
 
-Why so: a verifier that starts from the policy learns slowly (AUROC .77 after 150 000 samples). The
-policy has learnt to write the target as its last result, true or not: its features do not hold the
-arithmetic. Those of the arithmetic model do, but behind its last layer, where nothing can compare
-them with the result that is written any more: hence two more layers, and steps to compare.
+Why so: 92 % of the policy's wrong samples end with a false equation, as it has learnt to write the
+target as its last result. Labels of whole samples are one bit for that: prototypes that learnt from
+them alone, from the policy's weights or from those of the arithmetic model, reached an AUROC of .77
+and .76 after 150 000 and 200 000 samples. Labels behind every step of made texts, where equations
+are false at random places, teach the same in two minutes; what is left to the samples is to tell
+which of them are right as a whole (AUROC .95 after 150 000).
 """
 
 import argparse
