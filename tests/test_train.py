@@ -496,6 +496,15 @@ def test_demonstrations_have_the_probability_of_the_policy(tmp_path, temperature
     assert [row[2] for row in joined.text] == [problem.prompt[-1] for problem in problems]
 
 
+def test_rollouts_of_no_samples_do_what_the_demonstrations_alone_do(tmp_path):
+    trainers = [bon.Trainer(letters_model(tmp_path), SFT, bon.AdamW(lr=0.005)) for _ in range(2)]
+    (record,) = trainers[0].fit(Rollouts(Letters(), n=0, prompts=4, expert="solution"), 1)
+    (wanted,) = trainers[1].fit(Texts.of_task(Letters(), "solution", prompts=4), 1)
+    assert_same(*map(weights_of, trainers))
+    assert record["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    assert record["new_tokens"] == 0
+
+
 def test_demonstrations_alone_are_imitated(tmp_path):
     trainer = bon.Trainer(letters_model(tmp_path), SFT, bon.AdamW(lr=0.005))
     source = Texts.of_task(Letters(), "solution", prompts=14)
@@ -941,7 +950,7 @@ def _without_reference(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
-    (lambda path: Rollouts(Letters(), n=0), ValueError, r"need n >= 1 \(0 with an expert\), prompts >= 1"),
+    (lambda path: Rollouts(Letters(), n=0), ValueError, r"need n >= 1 \(0 with an expert\)"),
     (lambda path: Rollouts(Letters(), prompts=0), ValueError, "prompts=0"),
     (lambda path: Rollouts(Letters(), seed=-1), ValueError, "seed=-1"),
     (lambda path: Rollouts(Letters(), temperature=0.0), ValueError,
