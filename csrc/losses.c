@@ -16,6 +16,7 @@
 
 #include "dispatch.h"
 #include "ranking.h"
+#include "short_keys.h"
 
 /* -- eight rows, sorted ---------------------------------------------------- */
 
@@ -28,14 +29,16 @@ enum {
 typedef struct {
     size_t n;
     uint64_t mask;   /* the bits of a key that hold the column of its sample */
-    double *keys;    /* [n, LANES] falling */
-    double *scores;  /* [n, LANES] whole scores, where there are ties */
+    int32_t *places; /* [bon_short_keys(n), LANES] the column of the sample, highest score first */
+    double *keys;    /* [n, LANES] see ranking.h */
+    double *scores;  /* [n, LANES] whole scores in order of places, where there are ties */
     double *rewards; /* [n, LANES] */
     double *weights; /* [n, LANES] */
     double *part[8]; /* [n, LANES] each; see levels and tilted */
     double *pairs;   /* [n, 2] see sort_lane */
     double *table;   /* [3 n] of the loss */
     double *slots;   /* [n + 1, SLOT] see fill_groups */
+    double *tables;  /* [LANES, n + 1] see fill_sft_tables */
 } block;
 
 enum { TOP, TIED, REWARD, UP_TO, BELOW, BOTH, SLOT };
@@ -51,12 +54,14 @@ static block cut_up(size_t n, double *scratch)
     b.pairs = scratch + 12 * step;
     b.table = b.pairs + 2 * n;
     b.slots = b.table + 3 * n;
+    b.tables = b.slots + SLOT * (n + 1);
+    b.places = (int32_t *)(void *)(b.tables + LANES * (n + 1));
     return b;
 }
 
 static inline size_t column(const block *b, size_t place, size_t lane)
 {
-    return (size_t)(bon_bits_of(b->keys[place * LANES + lane]) & b->mask);
+    return (uint32_t)b->places[place * LANES + lane];
 }
 
 /* By falling score; equal scores in the order that keys put them in. */
@@ -78,13 +83,57 @@ static void sort_lane(const block *b, const double *scores, size_t lane)
     qsort(b->pairs, b->n, 2 * sizeof *b->pairs, by_falling_score);
     for (size_t i = 0; i < b->n; i++) {
         b->scores[i * LANES + lane] = b->pairs[2 * i];
-        b->keys[i * LANES + lane] = bon_from_bits((uint64_t)b->pairs[2 * i + 1]);
+        b->places[i * LANES + lane] = (int32_t)b->pairs[2 * i + 1];
     }
 }
 
-/* Keys that agree but for the index may stand in the wrong order where the scores differ
- * in those bits only. */
-BON_INLINE void sort_what_keys_could_not(const block *b, const double *scores, size_t rows)
+/* to [n, LANES] = elements of from [rows, n] in order of places; rows beyond `rows` repeat
+ * the last. */
+static void gather(const block *b, const double *from, size_t rows, double *to)
+{
+    const double *row[LANES];
+    for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * b->n;
+    for (size_t i = 0; i < b->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++) to[i + l] = row[l][(uint32_t)b->places[i + l]];
+}
+
+/* Fills places from sorted keys. Returns whether neighbours agree but for the index. */
+static int take_places(const block *b)
+{
+    uint64_t tied = 0;
+    for (size_t i = 0; i < b->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++) {
+            const uint64_t key = bon_bits_of(b->keys[i + l]);
+            const uint64_t before = i ? bon_bits_of(b->keys[i - LANES + l]) : ~key;
+            tied |= ((key ^ before) & ~b->mask) == 0;
+            b->places[i + l] = (int32_t)(key & b->mask);
+        }
+    return tied != 0;
+}
+
+/* The same with short keys; -1 where the rows are too long or their scores too far apart. */
+BON_INLINE int sort_short_keys(const block *b, const double *scores, size_t rows)
+{
+    const int32_t mask = (int32_t)b->mask;
+    if (b->n > BON_MAX_SHORT || !bon_load_short_keys(scores, rows, b->n, mask, b->places))
+        return -1;
+    bon_sort_short_keys(b->places, bon_short_keys(b->n));
+    bon_ints tied = {0}, before = ~*(bon_ints *)b->places;
+    for (size_t i = 0; i < b->n; i++) {
+        bon_ints *at = (bon_ints *)(b->places + i * LANES);
+        const bon_ints key = *at;
+        tied |= ((key ^ before) & ~mask) == 0;
+        *at = key & mask;
+        before = key;
+    }
+    int any = 0;
+    for (size_t l = 0; l < LANES; l++) any |= tied[l];
+    return any != 0;
+}
+
+/* A bit for each lane whose scores do not fall: keys that agree but for the index may
+ * stand in the wrong order. */
+BON_INLINE int lanes_not_falling(const block *b)
 {
     bon_choice wrong[2] = {{0}};
     for (size_t i = LANES; i < b->n * LANES; i += LANES)
@@ -92,33 +141,65 @@ BON_INLINE void sort_what_keys_could_not(const block *b, const double *scores, s
             const double *at = b->scores + i + 4 * v;
             wrong[v] |= *bon_const_vec_at(at) > *bon_const_vec_at(at - LANES);
         }
-    for (size_t l = 0; l < LANES; l++)
-        if (wrong[l / 4][l % 4]) sort_lane(b, scores + (l < rows ? l : rows - 1) * b->n, l);
+    int bits = 0;
+    for (size_t l = 0; l < LANES; l++) bits |= (wrong[l / 4][l % 4] != 0) << l;
+    return bits;
+}
+
+/* Fewer than eight long rows, each by itself. */
+static void sort_long_rows(const block *b, const double *scores, size_t rows)
+{
+    for (size_t l = 0; l < rows; l++) sort_lane(b, scores + l * b->n, l);
+    for (size_t i = 0; i < b->n * LANES; i += LANES)
+        for (size_t l = rows; l < LANES; l++) {
+            b->places[i + l] = b->places[i + rows - 1];
+            b->scores[i + l] = b->scores[i + rows - 1];
+        }
+}
+
+/* Short keys give way to whole ones, these to whole scores. */
+BON_INLINE int sort_short_rows(const block *b, const double *scores, size_t rows)
+{
+    const int tied = sort_short_keys(b, scores, rows);
+    if (tied == 0) return 0;
+    if (tied > 0) {
+        gather(b, scores, rows, b->scores);
+        if (!lanes_not_falling(b)) return 1;
+    }
+    bon_load_keys(scores, rows, b->n, b->mask, b->keys);
+    bon_sort_keys(b->keys, b->n);
+    if (!take_places(b)) return 0;
+    gather(b, scores, rows, b->scores);
+    const int wrong = lanes_not_falling(b);
+    for (size_t l = 0; wrong && l < LANES; l++)
+        if (wrong >> l & 1) sort_lane(b, scores + (l < rows ? l : rows - 1) * b->n, l);
+    return 1;
+}
+
+static int sort_short_rows_anywhere(const block *b, const double *scores, size_t rows)
+{
+    return sort_short_rows(b, scores, rows);
+}
+
+BON_AVX2 static int sort_short_rows_avx2(const block *b, const double *scores, size_t rows)
+{
+    return sort_short_rows(b, scores, rows);
 }
 
 /* Sorts `rows` rows of scores. Returns whether any scores are equal; then, and only
  * then, b->scores holds them. */
-BON_INLINE int sort_rows(const block *b, const double *scores, size_t rows)
+static int sort_rows(const block *b, const double *scores, size_t rows)
 {
     if (rows < LANES && b->n >= LONG_ROW) {
-        for (size_t l = 0; l < rows; l++) sort_lane(b, scores + l * b->n, l);
-        for (size_t i = 0; i < b->n * LANES; i += LANES)
-            for (size_t l = rows; l < LANES; l++) {
-                b->keys[i + l] = b->keys[i + rows - 1];
-                b->scores[i + l] = b->scores[i + rows - 1];
-            }
+        sort_long_rows(b, scores, rows);
         return 1;
     }
-    bon_load_keys(scores, rows, b->n, b->mask, b->keys);
-    bon_sort_keys(b->keys, b->n);
-    if (!bon_any_tie(b->keys, b->n, b->mask)) return 0;
-    bon_gather(b->keys, b->n, b->mask, scores, rows, b->scores);
-    sort_what_keys_could_not(b, scores, rows);
-    return 1;
+    return bon_has_avx2() ? sort_short_rows_avx2(b, scores, rows)
+                          : sort_short_rows_anywhere(b, scores, rows);
 }
 
 /* out [rows, n] = what b->weights holds, back in the order of the samples. */
-BON_INLINE void scatter(const block *b, size_t rows, double *out)
+static void scatter(const block *b, size_t rows, double *out)
 {
     for (size_t l = 0; l < rows; l++)
         for (size_t i = 0; i < b->n; i++)
@@ -166,6 +247,23 @@ BON_INLINE void at_least_one(bon_vec *x)
     const bon_vec one = {1.0, 1.0, 1.0, 1.0};
     const bon_choice more = *x > one;
     bon_choose(x, &more, x, &one);
+}
+
+/* Rows up to this many samples are asked for before they are needed. The processor fetches
+ * ahead by itself, but not beyond the end of a page, and eight rows of 64 fill one. */
+enum { FETCHED = 128 };
+
+/* Asks for the eight rows after those at x, if there are `left` or more. */
+BON_INLINE void fetch_next(const double *x, size_t n, size_t left)
+{
+    if (n > FETCHED || left < 2 * LANES) return;
+    for (size_t i = LANES * n; i < 2 * LANES * n; i += 8) __builtin_prefetch(x + i);
+}
+
+BON_INLINE void fetch_next_output(const double *x, size_t n, size_t left)
+{
+    if (n > FETCHED || left < 2 * LANES) return;
+    for (size_t i = LANES * n; i < 2 * LANES * n; i += 8) __builtin_prefetch(x + i, 1);
 }
 
 /* -- checks ---------------------------------------------------------------- */
@@ -232,17 +330,23 @@ typedef struct {
     double *lower, *alone; /* [n, LANES] at the start: see weigh_against_subset */
 } levels;
 
-/* Rewards relative to the lowest of their row: equal rewards then give exact zeros. */
-BON_INLINE void shift_rewards(const block *b, size_t lane, bon_vec *base)
+/* The lowest reward of each row. Rewards relative to it are exact zeros if all are equal. */
+BON_INLINE void lowest_rewards(const block *b, size_t lane, bon_vec *lowest)
 {
-    double *x = b->rewards + lane;
-    *base = *bon_vec_at(x);
+    bon_vec low[2];
+    low[0] = low[1] = *bon_vec_at(b->rewards + lane);
     for (size_t i = 1; i < b->n; i++) {
-        const bon_vec reward = *bon_vec_at(x + i * LANES);
-        const bon_choice lower = reward < *base;
-        bon_choose(base, &lower, &reward, base);
+        const bon_vec reward = *bon_vec_at(b->rewards + i * LANES + lane);
+        const bon_choice lower = reward < low[i % 2];
+        bon_choose(&low[i % 2], &lower, &reward, &low[i % 2]);
     }
-    for (size_t i = 0; i < b->n; i++) *bon_vec_at(x + i * LANES) -= *base;
+    const bon_choice lower = low[0] < low[1];
+    bon_choose(lowest, &lower, &low[0], &low[1]);
+}
+
+BON_INLINE void subtract(const block *b, size_t lane, const bon_vec *base)
+{
+    for (size_t i = 0; i < b->n; i++) *bon_vec_at(b->rewards + i * LANES + lane) -= *base;
 }
 
 /* k = 1: each reward against the mean of the others. */
@@ -257,12 +361,14 @@ BON_INLINE void weigh_single(const block *b, size_t lane, bon_vec *best)
 }
 
 /* Baseline "subset" where no scores are equal. */
-BON_INLINE void weigh_untied(const block *b, const subsets *of, size_t lane, bon_vec *best)
+BON_INLINE void weigh_untied(const block *b, const subsets *of, const bon_vec *base,
+                             size_t lane, bon_vec *best)
 {
     bon_vec lower = {0.0}, sum = {0.0};
     for (size_t t = 0; t < b->n; t++) {
         const size_t at = (b->n - 1 - t) * LANES + lane;
-        const bon_vec reward = *bon_vec_at(b->rewards + at), wins = of->first[t] * reward;
+        const bon_vec reward = *bon_vec_at(b->rewards + at) - *base;
+        const bon_vec wins = of->first[t] * reward;
         *bon_vec_at(b->weights + at) = lower - wins;
         lower += of->second[t] * reward;
         sum += wins;
@@ -385,12 +491,14 @@ BON_INLINE void weigh_four(const block *b, const subsets *of, size_t lane, int t
     const levels sums = {b->part[0], b->part[1], b->part[2],
                          b->part[3], b->part[4], b->part[5]};
     bon_vec base, best;
-    shift_rewards(b, lane, &base);
-    if (of->baseline == BON_BASELINE_SUBSET && of->k == 1) {
+    lowest_rewards(b, lane, &base);
+    if (of->baseline == BON_BASELINE_SUBSET && of->k > 1 && !tied) {
+        weigh_untied(b, of, &base, lane, &best);
+    } else if (of->baseline == BON_BASELINE_SUBSET && of->k == 1) {
+        subtract(b, lane, &base);
         weigh_single(b, lane, &best);
-    } else if (of->baseline == BON_BASELINE_SUBSET && !tied) {
-        weigh_untied(b, of, lane, &best);
     } else {
+        subtract(b, lane, &base);
         sum_levels(b, of, &sums, lane, tied, &best);
         if (of->baseline == BON_BASELINE_SUBSET) {
             weigh_against_subset(b, &sums, lane);
@@ -403,15 +511,19 @@ BON_INLINE void weigh_four(const block *b, const subsets *of, size_t lane, int t
     for (size_t l = 0; l < 4; l++) value[lane + l] = -best[l];
 }
 
-/* At most LANES rows. False where a value is not finite. */
+/* The first of `left` rows, at most LANES. False where a value is not finite. */
 BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
-                        const double *rewards, size_t rows, double *value, double *out)
+                        const double *rewards, size_t left, double *value, double *out)
 {
+    const size_t rows = left < LANES ? left : LANES;
     double eight[LANES];
     if (!rows_finite(rewards, rows, b->n)) return 0;
     if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
+    fetch_next(scores, b->n, left);
     const int tied = sort_rows(b, scores, rows);
-    bon_gather(b->keys, b->n, b->mask, rewards, rows, b->rewards);
+    if (scores != rewards) fetch_next(rewards, b->n, left);
+    gather(b, rewards, rows, b->rewards);
+    fetch_next_output(out, b->n, left);
     for (size_t lane = 0; lane < LANES; lane += 4) weigh_four(b, of, lane, tied, eight);
     for (size_t r = 0; r < rows; r++) value[r] = eight[r];
     scatter(b, rows, out);
@@ -419,16 +531,16 @@ BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
 }
 
 static int bon_rows_anywhere(const block *b, const subsets *of, const double *scores,
-                             const double *rewards, size_t rows, double *value, double *out)
+                             const double *rewards, size_t left, double *value, double *out)
 {
-    return bon_rows(b, of, scores, rewards, rows, value, out);
+    return bon_rows(b, of, scores, rewards, left, value, out);
 }
 
 BON_AVX2 static int bon_rows_avx2(const block *b, const subsets *of, const double *scores,
-                                  const double *rewards, size_t rows, double *value,
+                                  const double *rewards, size_t left, double *value,
                                   double *out)
 {
-    return bon_rows(b, of, scores, rewards, rows, value, out);
+    return bon_rows(b, of, scores, rewards, left, value, out);
 }
 
 /* Of two arrays [count] that are not both finite, the first place where one is not; `at`
@@ -456,12 +568,13 @@ bon_status bon_bon_loss(const double *scores, const double *rewards, size_t rows
     fill_subsets(&of, n);
     const int avx2 = bon_has_avx2();
     for (size_t r = 0; r < rows; r += LANES) {
-        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
+        const size_t at = r * n, left = rows - r;
         const int finite =
-            avx2 ? bon_rows_avx2(&b, &of, scores + at, rewards + at, some, value + r, weights + at)
-                 : bon_rows_anywhere(&b, &of, scores + at, rewards + at, some, value + r,
+            avx2 ? bon_rows_avx2(&b, &of, scores + at, rewards + at, left, value + r, weights + at)
+                 : bon_rows_anywhere(&b, &of, scores + at, rewards + at, left, value + r,
                                      weights + at);
         if (finite) continue;
+        const size_t some = left < LANES ? left : LANES;
         const bon_status status =
             find_not_finite(rewards + at, scores + at, some * n, at, bad);
         if (status != BON_OK) return status;
@@ -529,25 +642,35 @@ typedef struct {
 
 /* -- bon_rl: tilts --------------------------------------------------------- */
 
-/* The variational law, from ranks; four lanes. */
-BON_INLINE void tilt_by_rank(const block *b, const tilted *law, const setting *as,
-                             size_t lane, int tied)
+/* What centring needs: the sum of masses, all pairs of them, and the mean reward relative
+ * to base, the reward of the largest mass: nothing is lost where one has nearly all. */
+typedef struct {
+    bon_vec all, pairs, mean, base;
+} sums;
+
+/* The variational law, from ranks; four lanes. Its derivative by F is lambda everywhere
+ * and is left to the weight of pairs. */
+BON_INLINE void tilt_by_rank(const block *b, const tilted *law, size_t lane, int tied,
+                             sums *of)
 {
-    const double lambda = as->law->lambda, others = (double)(b->n - as->own);
-    const bon_vec strength = {lambda, lambda, lambda, lambda};
-    bon_vec mass = {0.0}, win = {0.0};
+    const double others = (double)(b->n - 1);
+    bon_vec mass = {0.0}, win = {0.0}, sum = {0.0};
+    *of = (sums){.base = *bon_vec_at(b->rewards + lane)};
     for (size_t i = 0; i < b->n; i++) {
         const size_t at = i * LANES + lane, t = b->n - 1 - i;
-        const double of = b->table[3 * t], up = ((double)(t + 1) - (double)as->own) / others;
-        const bon_vec level_mass = {of, of, of, of}, level_win = {up, up, up, up};
+        const double one = b->table[3 * t], up = (double)t / others;
+        const bon_vec level_mass = {one, one, one, one}, level_win = {up, up, up, up};
         bon_choice same = {0};
         if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
         keep(&mass, &same, &level_mass);
         keep(&win, &same, &level_win);
         *bon_vec_at(law->mass + at) = mass;
-        *bon_vec_at(law->up_to + at) = strength;
         *bon_vec_at(law->win + at) = win;
+        of->pairs += mass * of->all;
+        of->all += mass;
+        sum += mass * (*bon_vec_at(b->rewards + at) - of->base);
     }
+    of->mean = sum / of->all;
 }
 
 /* Either law, from ranks; one lane. For winners, who bring their own masses, too. */
@@ -610,44 +733,50 @@ static void tilt_known(const block *b, const tilted *law, const setting *as, siz
 
 /* -- bon_rl: masses -------------------------------------------------------- */
 
-/* Masses become v (R - b), divided by 1 - sum v^2 if that many samples estimate b. Rewards
- * relative to that of the largest mass, and 1 - v as the sum of the rest: nothing is lost
- * where one sample has nearly all. */
-BON_INLINE void centre_masses(const block *b, const tilted *law, size_t lane, int estimated,
-                              bon_vec *value)
+/* The same sums of any masses. */
+BON_INLINE void sum_masses(const block *b, const tilted *law, size_t lane, sums *of)
 {
-    double *masses = law->mass + lane, *rewards = b->rewards + lane;
-    bon_vec top = {0.0}, rest = {0.0}, base = *bon_vec_at(rewards), sum = {0.0};
+    bon_vec top = {0.0}, sum = {0.0};
+    *of = (sums){.base = *bon_vec_at(b->rewards + lane)};
     for (size_t i = 0; i < b->n; i++) {
-        const bon_vec mass = *bon_vec_at(masses + i * LANES);
+        const bon_vec mass = *bon_vec_at(law->mass + i * LANES + lane);
         const bon_choice more = mass > top;
-        bon_vec less = mass;
-        bon_choose(&less, &more, &top, &mass);
-        rest += less;
-        bon_choose(&base, &more, bon_vec_at(rewards + i * LANES), &base);
         bon_choose(&top, &more, &mass, &top);
-    }
-    const bon_vec all = rest + top;
-    bon_vec pairs = {0.0}; /* all^2 (1 - sum v^2) */
-    for (size_t i = 0; i < b->n; i++) {
-        const bon_vec mass = *bon_vec_at(masses + i * LANES);
-        const bon_choice largest = mass == top;
-        bon_vec others = all - mass;
-        bon_choose(&others, &largest, &rest, &others);
-        pairs += mass * others;
-        sum += mass * (*bon_vec_at(rewards + i * LANES) - base);
-    }
-    const bon_vec mean = sum / all;
-    bon_vec scale = 1.0 / all;
-    if (estimated) { /* 0 where one sample has all the mass, and R = b there */
-        const bon_choice some = pairs > 0.0;
-        scale = (bon_vec)((bon_choice)(all / pairs) & some);
+        bon_choose(&of->base, &more, bon_vec_at(b->rewards + i * LANES + lane), &of->base);
+        of->pairs += mass * of->all;
+        of->all += mass;
     }
     for (size_t i = 0; i < b->n; i++) {
-        bon_vec *mass = bon_vec_at(masses + i * LANES);
-        *mass *= scale * (*bon_vec_at(rewards + i * LANES) - base - mean);
+        const size_t at = i * LANES + lane;
+        sum += *bon_vec_at(law->mass + at) * (*bon_vec_at(b->rewards + at) - of->base);
     }
-    *value = -(mean + base);
+    of->mean = sum / of->all;
+}
+
+/* What a mass times (reward - base - mean) is multiplied with: v (R - b), divided by 1 -
+ * sum v^2 = 2 pairs / all^2 if that many samples estimate b. 0 where one sample has all
+ * the mass, and R = b there. */
+BON_INLINE void scale_of(const sums *of, int estimated, bon_vec *scale)
+{
+    const bon_choice some = of->pairs > 0.0;
+    *scale = 1.0 / of->all;
+    if (estimated) *scale = (bon_vec)((bon_choice)(0.5 * of->all / of->pairs) & some);
+}
+
+/* Masses become v (R - b), likewise. */
+BON_INLINE void centre_masses(const block *b, const tilted *law, size_t lane, int estimated,
+                              double *value)
+{
+    sums of;
+    bon_vec scale;
+    sum_masses(b, law, lane, &of);
+    scale_of(&of, estimated, &scale);
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        const bon_vec ahead = (*bon_vec_at(b->rewards + at) - of.base) - of.mean;
+        *bon_vec_at(law->mass + at) *= scale * ahead;
+    }
+    for (size_t l = 0; l < 4; l++) value[l] = -(of.mean[l] + of.base[l]);
 }
 
 /* -- bon_rl: winners of groups --------------------------------------------- */
@@ -725,37 +854,63 @@ static void take_out_groups(const block *b, const tilted *law, const double *sco
 
 /* -- bon_rl: pairs --------------------------------------------------------- */
 
+/* weights[j] = -(mass_j + share * sum over i != j of mass_i (1{r_i >= r_j} - win_i))
+ *
+ * with masses v (R - b). Downwards, the sum over all places so far; upwards, each level
+ * takes the sum at its last place. */
+BON_INLINE void add_ranked_pairs(const block *b, const tilted *law, const sums *of,
+                                 double share, size_t lane, int tied)
+{
+    bon_vec both = {0.0}, higher = {0.0}, scale;
+    scale_of(of, 1, &scale);
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        bon_vec *mass = bon_vec_at(law->mass + at), *reward = bon_vec_at(b->rewards + at);
+        *mass *= scale * ((*reward - of->base) - of->mean);
+        both += *mass * *bon_vec_at(law->win + at);
+        higher += *mass;
+        *reward = higher; /* the rewards are done */
+    }
+    for (size_t i = b->n; i-- > 0;) {
+        const size_t at = i * LANES + lane;
+        bon_choice same = {0};
+        if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
+        keep(&higher, &same, bon_vec_at(b->rewards + at));
+        const bon_vec mass = *bon_vec_at(law->mass + at);
+        const bon_vec pairs = (higher - mass) - (both - mass * *bon_vec_at(law->win + at));
+        *bon_vec_at(b->weights + at) = -(mass + share * pairs);
+    }
+}
+
 /* How pairs are made: with the others, with the samples of other groups, or with all. */
 typedef enum { OTHERS, GROUPS, ALL } partners;
 
-/* weights[j] = -(mass_j + share * sum over partners i of
+/* The same for any law, whose masses are v (R - b):
+ *
+ * weights[j] = -(mass_j + share * sum over partners i of
  *                mass_i (up_to_i (1{r_i >= r_j} - win_i) + below_i (1{r_i > r_j} - beat_i)))
  *
- * Downwards, the sums over all places so far, of up_to with the place and of below without
- * its level; upwards, each level takes the sum at its last place. For ALL, from[0] is the
- * share of each place. */
+ * The sum of below at a place leaves its level out. For ALL, from[0] is the share of each
+ * place. */
 BON_INLINE void add_pairs(const block *b, const tilted *law, double share, partners with,
-                          int exact, size_t lane, int tied)
+                          size_t lane, int tied)
 {
     bon_vec both = {0.0}, up_to = {0.0}, below = {0.0}, in_level = {0.0}, reach = {0.0};
     for (size_t i = 0; i < b->n; i++) {
         const size_t at = i * LANES + lane;
-        const bon_vec mass = *bon_vec_at(law->mass + at);
-        bon_vec *up = bon_vec_at(law->up_to + at);
-        *up *= mass;
-        both += *up * *bon_vec_at(law->win + at);
-        up_to += *up;
-        *bon_vec_at(b->rewards + at) = up_to; /* the rewards are done */
-        if (!exact) continue;
+        const bon_vec mass = *bon_vec_at(law->mass + at), above = below + in_level;
+        const bon_vec zero = {0.0};
+        bon_vec *up = bon_vec_at(law->up_to + at), *low = bon_vec_at(law->below + at);
         bon_choice same = {0};
         if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
-        bon_vec *low = bon_vec_at(law->below + at);
-        const bon_vec above = below + in_level, zero = {0.0};
         keep(&below, &same, &above);
         keep(&in_level, &same, &zero);
+        *up *= mass;
         *low *= mass;
+        up_to += *up;
         in_level += *low;
-        both += *low * *bon_vec_at(law->beat + at);
+        both += *up * *bon_vec_at(law->win + at) + *low * *bon_vec_at(law->beat + at);
+        *bon_vec_at(b->rewards + at) = up_to; /* the rewards are done */
         *bon_vec_at(b->weights + at) = below;
     }
     for (size_t i = b->n; i-- > 0;) {
@@ -763,12 +918,10 @@ BON_INLINE void add_pairs(const block *b, const tilted *law, double share, partn
         bon_choice same = {0};
         if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
         keep(&reach, &same, bon_vec_at(b->rewards + at));
-        const bon_vec up = *bon_vec_at(law->up_to + at);
-        bon_vec pairs = reach - both;
-        if (exact) pairs += *bon_vec_at(b->weights + at);
-        if (with == OTHERS) pairs += up * (*bon_vec_at(law->win + at) - 1.0);
-        if (with == OTHERS && exact)
-            pairs += *bon_vec_at(law->below + at) * *bon_vec_at(law->beat + at);
+        const bon_vec up = *bon_vec_at(law->up_to + at), low = *bon_vec_at(law->below + at);
+        bon_vec pairs = reach + *bon_vec_at(b->weights + at) - both;
+        if (with == OTHERS)
+            pairs += up * (*bon_vec_at(law->win + at) - 1.0) + low * *bon_vec_at(law->beat + at);
         if (with == GROUPS)
             pairs += *bon_vec_at(law->from[2] + at) - *bon_vec_at(law->from[0] + at)
                      - *bon_vec_at(law->from[1] + at);
@@ -791,11 +944,10 @@ BON_INLINE void rl_by_rank(const block *b, const tilted *law, const setting *as,
                            double *value)
 {
     for (size_t lane = 0; lane < LANES; lane += 4) {
-        bon_vec four;
-        tilt_by_rank(b, law, as, lane, tied);
-        centre_masses(b, law, lane, 1, &four);
-        add_pairs(b, law, as->share, OTHERS, 0, lane, tied);
-        for (size_t l = 0; l < 4; l++) value[lane + l] = four[l];
+        sums of;
+        tilt_by_rank(b, law, lane, tied, &of);
+        add_ranked_pairs(b, law, &of, as->law->lambda * as->share, lane, tied);
+        for (size_t l = 0; l < 4; l++) value[lane + l] = -(of.mean[l] + of.base[l]);
     }
 }
 
@@ -820,27 +972,27 @@ BON_INLINE void rl_by_row(const block *b, const tilted *law, const setting *as,
     }
     const partners with = as->chance != NULL ? ALL : as->winners ? GROUPS : OTHERS;
     for (size_t lane = 0; lane < LANES; lane += 4) {
-        bon_vec four;
-        if (!as->winners) {
-            centre_masses(b, law, lane, as->chance == NULL, &four);
-            for (size_t l = 0; l < 4; l++) value[lane + l] = four[l];
-        }
-        add_pairs(b, law, as->share, with, 1, lane, tied);
+        if (!as->winners) centre_masses(b, law, lane, as->chance == NULL, value + lane);
+        add_pairs(b, law, as->share, with, lane, tied);
     }
 }
 
-/* At most LANES rows, of which the first is row `at` of the call. False where a value is
- * not finite. */
+/* The first of `left` rows, at most LANES, from row `at` of the call on. False where a value
+ * is not finite. */
 BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
-                       const double *rewards, size_t at, size_t rows, double *value,
+                       const double *rewards, size_t at, size_t left, double *value,
                        double *out)
 {
+    const size_t rows = left < LANES ? left : LANES;
     const tilted law = parts_of(b);
     double eight[LANES];
     if (!rows_finite(rewards, rows, b->n)) return 0;
     if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
+    fetch_next(scores, b->n, left);
     const int tied = sort_rows(b, scores, rows);
-    bon_gather(b->keys, b->n, b->mask, rewards, rows, b->rewards);
+    if (scores != rewards) fetch_next(rewards, b->n, left);
+    gather(b, rewards, rows, b->rewards);
+    fetch_next_output(out, b->n, left);
     const int by_rank = !as->law->exact && !as->winners && !as->chance && !as->win_rate;
     if (by_rank && tied)
         rl_by_rank(b, &law, as, 1, eight);
@@ -854,17 +1006,17 @@ BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
 }
 
 static int rl_rows_anywhere(const block *b, const setting *as, const double *scores,
-                            const double *rewards, size_t at, size_t rows, double *value,
+                            const double *rewards, size_t at, size_t left, double *value,
                             double *out)
 {
-    return rl_rows(b, as, scores, rewards, at, rows, value, out);
+    return rl_rows(b, as, scores, rewards, at, left, value, out);
 }
 
 BON_AVX2 static int rl_rows_avx2(const block *b, const setting *as, const double *scores,
-                                 const double *rewards, size_t at, size_t rows,
+                                 const double *rewards, size_t at, size_t left,
                                  double *value, double *out)
 {
-    return rl_rows(b, as, scores, rewards, at, rows, value, out);
+    return rl_rows(b, as, scores, rewards, at, left, value, out);
 }
 
 static int law_fits(const bon_law *law, const double *win_rate)
@@ -894,13 +1046,14 @@ bon_status bon_rl_loss(const double *scores, const double *rewards, const double
     if (chance == NULL) fill_tilts(law, n, b.table);
     const int avx2 = bon_has_avx2();
     for (size_t r = 0; r < rows; r += LANES) {
-        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
+        const size_t at = r * n, left = rows - r;
         const int finite =
-            avx2 ? rl_rows_avx2(&b, &as, scores + at, rewards + at, r, some, value + r,
+            avx2 ? rl_rows_avx2(&b, &as, scores + at, rewards + at, r, left, value + r,
                                 weights + at)
-                 : rl_rows_anywhere(&b, &as, scores + at, rewards + at, r, some, value + r,
+                 : rl_rows_anywhere(&b, &as, scores + at, rewards + at, r, left, value + r,
                                     weights + at);
         if (finite) continue;
+        const size_t some = left < LANES ? left : LANES;
         status = find_not_finite(rewards + at, scores + at, some * n, at, bad);
         if (status != BON_OK) return status;
     }
@@ -915,17 +1068,23 @@ typedef struct {
     const double *scores, *logp, *chance, *win_rate;
     const uint8_t *expert;
     double lambda;
-    double table_of; /* the m that the table is of; see fill_sft_table */
+    double *tables; /* [LANES, n + 1] see fill_sft_tables */
+    double table_of[LANES];
     double experts[LANES], policy[LANES], value[LANES];
 } sft_call;
 
-/* table[c] = exp(lambda (c/(m-1) - 1)), for c of m - 1 others with a lower or equal score. */
-static void fill_sft_table(const block *b, sft_call *in, double policy)
+/* Table of a row with m samples of the policy: exp(lambda ((c-1)/(m-1) - 1)) / m at c >= 1,
+ * and 0 at 0. Made again where m is not that of the row before. */
+static void fill_sft_tables(sft_call *in, size_t n)
 {
-    if (in->table_of == policy) return;
-    in->table_of = policy;
-    for (size_t c = 0; (double)c < policy; c++)
-        b->table[c] = exp(in->lambda * ((double)c / (policy - 1.0) - 1.0));
+    for (size_t l = 0; l < LANES; l++) {
+        const double m = in->policy[l], strength = in->lambda / (m - 1.0);
+        double *table = in->tables + l * (n + 1);
+        if (in->table_of[l] == m) continue;
+        in->table_of[l] = m;
+        for (size_t c = 0; (double)c <= m; c++)
+            table[c] = c == 0 ? 0.0 : exp(strength * ((double)c - m)) / m;
+    }
 }
 
 /* Counts the samples of eight rows from row `at` on. False, with *bad, where a row lacks
@@ -945,132 +1104,190 @@ static int count_samples(sft_call *in, size_t at, size_t rows, size_t n, size_t 
     return 1;
 }
 
-static double largest(const double *x, size_t n)
+/* to [n, LANES] = 1 for samples of the policy and 0 for experts, in order of places. */
+static void gather_policy(const block *b, const uint8_t *expert, size_t rows, double *to)
 {
-    double top = x[0];
-    for (size_t i = 1; i < n; i++) top = fmax(top, x[i]);
-    return top;
+    for (size_t i = 0; i < b->n; i++)
+        for (size_t l = 0; l < LANES; l++) {
+            const uint8_t *row = expert + (l < rows ? l : rows - 1) * b->n;
+            to[i * LANES + l] = row[column(b, i, l)] ? 0.0 : 1.0;
+        }
 }
 
-/* Fills win; up_to with 1 for samples of the policy and 0 for experts; mass with what the
- * law gives to samples of the policy, normalised; from[0] with the chances. Of the
- * policy's samples, an expert is compared with all, and each of them with all others.
- * One lane, of row r of the call. Returns the value. */
-static double tilt_policy(const block *b, const tilted *law, const sft_call *in, size_t r,
-                          size_t lane, int tied)
+/* What a sample is to its row, [n, LANES] each. */
+typedef struct {
+    double *mine;   /* 1 for samples of the policy, 0 for experts */
+    double *weight; /* under the policy, of its samples: 1 if drawn, else the chance */
+    double *seen;   /* weights of lower and equal scores, itself included */
+    double *win;    /* F, without the sample itself */
+    double *mass;   /* under the law, of the policy's samples; adds up to 1 */
+    double *higher, *shown; /* see add_sft_pairs */
+} shares;
+
+/* Fills seen and win. Of the policy's samples, an expert is compared with all, and each of
+ * them with all others; of outcomes, all with all. Four lanes. */
+BON_INLINE void count_wins(const block *b, const shares *of, const sft_call *in, size_t lane,
+                           int tied)
 {
-    const uint8_t *expert = in->expert + r * b->n;
-    const double *known = in->win_rate ? in->win_rate + r * b->n : NULL;
-    const double *chance = in->chance ? in->chance + r * b->n : NULL;
-    const double m = in->policy[lane], top = known ? largest(known, b->n) : 1.0;
-    double seen = 0.0, all = 0.0, phi = 0.0;
-    for (size_t end = b->n, first; end > 0; end = first) {
-        size_t below = 0; /* samples of the policy in this level */
-        double level = 0.0;
-        first = level_begin(b, end, lane, tied);
-        for (size_t i = first; i < end; i++) {
-            const size_t sample = column(b, i, lane);
-            below += expert[sample] == 0;
-            if (expert[sample] == 0) level += chance ? chance[sample] : 1.0;
-        }
-        seen += level;
-        for (size_t i = first; i < end; i++) {
-            const size_t sample = column(b, i, lane), at = i * LANES + lane;
-            const double mine = expert[sample] ? 0.0 : 1.0;
-            const double win = known    ? known[sample]
-                               : chance ? seen
-                                        : (seen - mine) / (m - mine);
-            double mass = 0.0;
-            if (expert[sample])
-                phi += in->logp[r * b->n + sample] + in->lambda * (win - top);
-            else if (known || chance)
-                mass = exp(in->lambda * (win - top)) * (chance ? chance[sample] : 1.0 / m);
-            else
-                mass = b->table[(size_t)seen - 1] / m;
-            law->up_to[at] = mine;
-            law->win[at] = win;
-            law->mass[at] = mass;
-            law->from[0][at] = chance ? chance[sample] : 0.0;
-            all += mass;
-        }
+    bon_vec all = {0.0}, above = {0.0}, level = {0.0};
+    for (size_t i = 0; i < b->n; i++) all += *bon_vec_at(of->weight + i * LANES + lane);
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        bon_choice same = {0};
+        if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
+        keep(&level, &same, &above);
+        above += *bon_vec_at(of->weight + at);
+        const bon_vec seen = all - level, mine = *bon_vec_at(of->mine + at);
+        *bon_vec_at(of->seen + at) = seen;
+        if (in->win_rate != NULL) continue;
+        *bon_vec_at(of->win + at) = seen;
+        if (in->chance == NULL) *bon_vec_at(of->win + at) = (seen - mine) / (all - mine);
     }
-    for (size_t i = 0; i < b->n; i++) law->mass[i * LANES + lane] /= all;
-    return log(all) - phi / in->experts[lane];
+}
+
+/* Fills mass, not yet normalised: what it is a multiple of, exp(-lambda top), is the same
+ * for a row. */
+static void tilt_policy(const block *b, const shares *of, const sft_call *in,
+                        const double *top)
+{
+    if (in->chance == NULL && in->win_rate == NULL) {
+        for (size_t i = 0; i < b->n * LANES; i += LANES)
+            for (size_t l = 0; l < LANES; l++)
+                of->mass[i + l] = of->mine[i + l]
+                                  * in->tables[l * (b->n + 1) + (size_t)of->seen[i + l]];
+        return;
+    }
+    for (size_t i = 0; i < b->n * LANES; i += LANES)
+        for (size_t l = 0; l < LANES; l++) {
+            const double weight =
+                in->chance ? of->weight[i + l] : of->weight[i + l] / in->policy[l];
+            of->mass[i + l] = weight * exp(in->lambda * (of->win[i + l] - top[l]));
+        }
+}
+
+/* Normalises mass, of four lanes, and fills all with what it added up to and phi with the
+ * sum over experts of log pi + lambda (F - top); b->rewards holds log pi. */
+BON_INLINE void normalise(const block *b, const shares *of, double lambda, const double *top,
+                          size_t lane, double *all, double *phi)
+{
+    bon_vec sum = {0.0}, shown = {0.0};
+    const bon_vec highest = *bon_const_vec_at(top + lane);
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        const bon_vec expert = 1.0 - *bon_vec_at(of->mine + at);
+        const bon_vec ahead = *bon_vec_at(of->win + at) - highest;
+        sum += *bon_vec_at(of->mass + at);
+        shown += expert * (*bon_vec_at(b->rewards + at) + lambda * ahead);
+    }
+    const bon_vec scale = 1.0 / sum;
+    for (size_t i = 0; i < b->n; i++) *bon_vec_at(of->mass + i * LANES + lane) *= scale;
+    *bon_vec_at(all + lane) = sum;
+    *bon_vec_at(phi + lane) = shown;
 }
 
 /* Weights of four rows. The masses are centred, which changes no expectation: by those of
  * the other samples, or by the chances of the outcomes. Pairs as in add_pairs, where
  * experts count with -1/experts. */
-BON_INLINE void add_sft_pairs(const block *b, const tilted *law, const sft_call *in,
+BON_INLINE void add_sft_pairs(const block *b, const shares *of, const sft_call *in,
                               size_t lane, int tied)
 {
-    const bon_vec experts = *bon_const_vec_at(in->experts + lane);
     const bon_vec m = *bon_const_vec_at(in->policy + lane);
+    const bon_vec one_expert = 1.0 / *bon_const_vec_at(in->experts + lane);
     const double spared = in->win_rate == NULL ? 1.0 : 0.0;
-    const bon_vec of_lower = 1.0 / (m - 1.0 - spared), of_shown = 1.0 / (m - spared);
+    const bon_vec of_lower = in->lambda / (m - 1.0 - spared), of_others = 1.0 / (m - 1.0);
+    const bon_vec of_shown = in->lambda / (m - spared);
     bon_vec both = {0.0}, shown_both = {0.0}, higher = {0.0}, shown = {0.0};
     for (size_t i = 0; i < b->n; i++) {
         const size_t at = i * LANES + lane;
-        const bon_vec mass = *bon_vec_at(law->mass + at), win = *bon_vec_at(law->win + at);
-        const bon_vec expert = (1.0 - *bon_vec_at(law->up_to + at)) / experts;
+        const bon_vec mass = *bon_vec_at(of->mass + at), win = *bon_vec_at(of->win + at);
+        const bon_vec expert = (1.0 - *bon_vec_at(of->mine + at)) * one_expert;
         both += mass * win;
         shown_both += expert * win;
         higher += mass;
         shown += expert;
-        *bon_vec_at(law->below + at) = higher;
-        *bon_vec_at(law->beat + at) = shown;
+        *bon_vec_at(of->higher + at) = higher;
+        *bon_vec_at(of->shown + at) = shown;
     }
     for (size_t i = b->n; i-- > 0;) {
         const size_t at = i * LANES + lane;
         bon_choice same = {0};
         if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
-        keep(&higher, &same, bon_vec_at(law->below + at));
-        keep(&shown, &same, bon_vec_at(law->beat + at));
-        const bon_vec mass = *bon_vec_at(law->mass + at), win = *bon_vec_at(law->win + at);
+        keep(&higher, &same, bon_vec_at(of->higher + at));
+        keep(&shown, &same, bon_vec_at(of->shown + at));
+        const bon_vec mass = *bon_vec_at(of->mass + at), win = *bon_vec_at(of->win + at);
+        const bon_vec above = shown - shown_both;
         bon_vec weight;
         if (in->chance != NULL) {
-            const bon_vec chance = *bon_vec_at(law->from[0] + at);
-            const bon_vec pairs = (higher - both) - (shown - shown_both);
-            weight = mass - chance + in->lambda * chance * pairs;
+            const bon_vec chance = *bon_vec_at(of->weight + at);
+            weight = mass - chance + in->lambda * chance * ((higher - both) - above);
         } else {
             const bon_vec lower = (higher - mass) - (both - mass * win);
-            const bon_vec pairs = lower * of_lower - (shown - shown_both) * of_shown;
-            weight = (mass * m - 1.0) / (m - 1.0) + in->lambda * pairs;
+            weight = (mass * m - 1.0) * of_others + lower * of_lower - above * of_shown;
         }
-        const bon_vec of_expert = -1.0 / experts;
-        const bon_choice drawn = *bon_vec_at(law->up_to + at) > 0.5;
+        const bon_vec of_expert = -one_expert;
+        const bon_choice drawn = *bon_vec_at(of->mine + at) > 0.5;
         bon_choose(bon_vec_at(b->weights + at), &drawn, &weight, &of_expert);
     }
 }
 
-/* At most LANES rows from row `at` of the call on. False where a value is not finite. */
-BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t rows, double *out)
+/* Gathers what is known of a block's samples. top: the largest F of each row. */
+static void gather_shares(const block *b, const shares *of, const sft_call *in, size_t at,
+                          size_t rows, double *top)
 {
-    const tilted law = parts_of(b);
-    const double *scores = in->scores + at * b->n;
-    if (!rows_finite(scores, rows, b->n)) return 0;
-    if (!rows_finite(in->logp + at * b->n, rows, b->n)) return 0;
-    const int tied = sort_rows(b, scores, rows);
-    for (size_t l = 0; l < LANES; l++) {
-        const size_t r = at + (l < rows ? l : rows - 1);
-        if (in->chance == NULL && in->win_rate == NULL) fill_sft_table(b, in, in->policy[l]);
-        in->value[l] = tilt_policy(b, &law, in, r, l, tied);
+    const size_t step = b->n * LANES, start = at * b->n;
+    gather(b, in->logp + start, rows, b->rewards);
+    gather_policy(b, in->expert + start, rows, of->mine);
+    if (in->chance != NULL) {
+        gather(b, in->chance + start, rows, of->weight);
+        for (size_t i = 0; i < step; i++) of->weight[i] *= of->mine[i];
     }
-    for (size_t lane = 0; lane < LANES; lane += 4) add_sft_pairs(b, &law, in, lane, tied);
+    for (size_t l = 0; l < LANES; l++) top[l] = 1.0;
+    if (in->win_rate == NULL) return;
+    gather(b, in->win_rate + start, rows, of->win);
+    for (size_t l = 0; l < LANES; l++) top[l] = 0.0;
+    for (size_t i = 0; i < step; i++)
+        if (of->win[i] > top[i % LANES]) top[i % LANES] = of->win[i];
+}
+
+/* The first of `left` rows, at most LANES, from row `at` of the call on. False where a value
+ * is not finite. */
+BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t left, double *out)
+{
+    const size_t rows = left < LANES ? left : LANES, start = at * b->n;
+    const int by_rank = in->chance == NULL && in->win_rate == NULL;
+    shares of = {b->part[0], b->part[0], b->part[1], b->part[2], b->part[3],
+                 b->part[4], b->part[5]};
+    if (in->chance != NULL) of.weight = b->part[6];
+    double top[LANES], all[LANES], phi[LANES];
+    if (!rows_finite(in->scores + start, rows, b->n)) return 0;
+    if (!rows_finite(in->logp + start, rows, b->n)) return 0;
+    fetch_next(in->scores + start, b->n, left);
+    const int tied = sort_rows(b, in->scores + start, rows);
+    fetch_next(in->logp + start, b->n, left);
+    gather_shares(b, &of, in, at, rows, top);
+    if (by_rank) fill_sft_tables(in, b->n);
+    for (size_t lane = 0; lane < LANES; lane += 4) count_wins(b, &of, in, lane, tied);
+    fetch_next_output(out, b->n, left);
+    tilt_policy(b, &of, in, top);
+    for (size_t lane = 0; lane < LANES; lane += 4) {
+        normalise(b, &of, in->lambda, top, lane, all, phi);
+        add_sft_pairs(b, &of, in, lane, tied);
+    }
+    for (size_t l = 0; l < LANES; l++) in->value[l] = log(all[l]) - phi[l] / in->experts[l];
     scatter(b, rows, out);
     return 1;
 }
 
-static int sft_block_anywhere(const block *b, sft_call *in, size_t at, size_t rows,
+static int sft_block_anywhere(const block *b, sft_call *in, size_t at, size_t left,
                               double *out)
 {
-    return sft_block(b, in, at, rows, out);
+    return sft_block(b, in, at, left, out);
 }
 
-BON_AVX2 static int sft_block_avx2(const block *b, sft_call *in, size_t at, size_t rows,
+BON_AVX2 static int sft_block_avx2(const block *b, sft_call *in, size_t at, size_t left,
                                    double *out)
 {
-    return sft_block(b, in, at, rows, out);
+    return sft_block(b, in, at, left, out);
 }
 
 bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t *expert,
@@ -1087,13 +1304,13 @@ bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t 
 
     const block b = cut_up(n, scratch);
     sft_call in = {.scores = scores, .logp = logp, .chance = chance, .win_rate = win_rate,
-                   .expert = expert, .lambda = law->lambda};
+                   .expert = expert, .lambda = law->lambda, .tables = b.tables};
     const int avx2 = bon_has_avx2();
     for (size_t r = 0; r < rows; r += LANES) {
         const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
         if (!count_samples(&in, r, some, n, bad)) return BON_ERR_DOMAIN;
-        const int finite = avx2 ? sft_block_avx2(&b, &in, r, some, weights + at)
-                                : sft_block_anywhere(&b, &in, r, some, weights + at);
+        const int finite = avx2 ? sft_block_avx2(&b, &in, r, rows - r, weights + at)
+                                : sft_block_anywhere(&b, &in, r, rows - r, weights + at);
         for (size_t l = 0; l < some; l++) value[r + l] = in.value[l];
         if (finite) continue;
         status = find_not_finite(scores + at, logp + at, some * n, at, bad);
@@ -1104,24 +1321,61 @@ bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t 
 
 /* -- bon_rlb --------------------------------------------------------------- */
 
+/* The sum of a row; *other is 0 if all of it are 0 or 1. */
+BON_INLINE double sum_binary(const double *row, size_t n, int64_t *other)
+{
+    bon_vec sum[2] = {{0.0}};
+    bon_choice fits[2];
+    fits[0] = fits[1] = ~(bon_choice){0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec x = *bon_const_vec_at(row + i + 4 * v);
+            sum[v] += x;
+            fits[v] &= (x == 0.0) | (x == 1.0);
+        }
+    sum[0] += sum[1];
+    fits[0] &= fits[1];
+    double total = (sum[0][0] + sum[0][1]) + (sum[0][2] + sum[0][3]);
+    *other = ~(fits[0][0] & fits[0][1] & fits[0][2] & fits[0][3]);
+    for (; i < n; i++) {
+        total += row[i];
+        *other |= !(row[i] == 0.0 || row[i] == 1.0);
+    }
+    return total;
+}
+
+BON_INLINE size_t count_rows(const double *rewards, size_t rows, size_t n, double *correct)
+{
+    for (size_t r = 0; r < rows; r++) {
+        int64_t other;
+        correct[r] = sum_binary(rewards + r * n, n, &other);
+        if (other != 0) return r;
+    }
+    return rows;
+}
+
+static size_t count_rows_anywhere(const double *rewards, size_t rows, size_t n,
+                                  double *correct)
+{
+    return count_rows(rewards, rows, n, correct);
+}
+
+BON_AVX2 static size_t count_rows_avx2(const double *rewards, size_t rows, size_t n,
+                                       double *correct)
+{
+    return count_rows(rewards, rows, n, correct);
+}
+
 bon_status bon_count_correct(const double *rewards, size_t rows, size_t n,
                              double *correct, size_t *bad)
 {
-    for (size_t r = 0; r < rows; r++) {
-        double sum = 0.0;
-        size_t other = n;
-        for (size_t i = 0; i < n; i++) {
-            const double reward = rewards[r * n + i];
-            const int fits = (reward == 0.0) | (reward == 1.0);
-            sum += reward;
-            if (!fits && other == n) other = i;
-        }
-        correct[r] = sum;
-        if (other == n) continue;
-        *bad = r * n + other;
-        return BON_ERR_DOMAIN;
-    }
-    return BON_OK;
+    const size_t done = bon_has_avx2() ? count_rows_avx2(rewards, rows, n, correct)
+                                       : count_rows_anywhere(rewards, rows, n, correct);
+    if (done == rows) return BON_OK;
+    for (*bad = done * n; *bad + 1 < (done + 1) * n; ++*bad)
+        if (!(rewards[*bad] == 0.0 || rewards[*bad] == 1.0)) break;
+    return BON_ERR_DOMAIN;
 }
 
 void bon_two_weights(const double *rewards, const double *hit, const double *miss,

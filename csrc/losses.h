@@ -36,7 +36,7 @@
 #define BON_MAX_LOSS_SAMPLES ((size_t)1 << 30)
 
 /* Doubles of scratch for rows of n samples. */
-static inline size_t bon_loss_scratch(size_t n) { return 107 * n + 6; }
+static inline size_t bon_loss_scratch(size_t n) { return 123 * n + 46; }
 
 /* What is subtracted from the reward of a subset's best, for sample i of the subset. */
 typedef enum {

@@ -263,6 +263,16 @@ done:
 
 /* -- bon_rlb --------------------------------------------------------------- */
 
+static PyObject *raise_not_binary(const double *rewards, size_t bad, size_t n)
+{
+    PyObject *found = PyFloat_FromDouble(rewards[bad]);
+    if (found == NULL) return NULL;
+    PyErr_Format(PyExc_ValueError, "rewards must be 0 or 1, but row %zu, column %zu is %R",
+                 bad / n, bad % n, found);
+    Py_DECREF(found);
+    return NULL;
+}
+
 PyDoc_STRVAR(count_correct_doc,
 "count_correct(rewards, correct, start, stop, /)\n--\n\n"
 "How many rewards of each row are 1; the others must be 0. rewards: float64 [rows, n];\n"
@@ -291,10 +301,7 @@ static PyObject *py_count_correct(PyObject *Py_UNUSED(module), PyObject *args)
         status = bon_count_correct(truth + at * n, min_size(chunk, range.stop - at), n,
                                    out + at, &bad);
         Py_END_ALLOW_THREADS
-        if (status != BON_OK)
-            return PyErr_Format(PyExc_ValueError,
-                                "rewards must be 0 or 1, but row %zu, column %zu is not",
-                                at + bad / n, bad % n);
+        if (status != BON_OK) return raise_not_binary(truth, at * n + bad, n);
         if (PyErr_CheckSignals() < 0) return NULL;
     }
     Py_RETURN_NONE;

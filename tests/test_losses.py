@@ -709,7 +709,10 @@ def test_options_out_of_range_are_refused(name, options, error, message):
         (lambda: losses.get("bon")(k=2)([[0.0, np.nan, 1.0]], mask=[[True] * 3]), ValueError,
          "rewards must be finite, but row 0, column 1 is nan"),
         (lambda: losses.get("bon_rlb")(k=2)([[0.0, 0.5, 1.0]]), ValueError,
-         "rewards must be 0 or 1, but row 0, column 1 is"),
+         "rewards must be 0 or 1, but row 0, column 1 is 0.5"),
+        (lambda: losses.get("bon_rlb_p")(k=2)(
+            [[2.0, 1.0, 0.0], [1.0, 3.0, 0.0]], mask=[[False, True, True], [True] * 3]),
+         ValueError, "rewards must be 0 or 1, but row 1, column 1 is 3.0"),
         (lambda: losses.get("bon_rlb")(k=2)(ONE_ROW, fail=[1.5]), ValueError,
          r"fail must be in \[0, 1\], but element 0 is 1.5"),
         (lambda: losses.get("bon_rlb")(k=2)(ONE_ROW, fail=[0.5, 0.5]), ValueError,

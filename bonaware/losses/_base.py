@@ -50,6 +50,8 @@ class Loss:
         Inputs that may be given.
     fewest : int
         Samples that every prompt must have.
+    kernel_checks : tuple of str
+        Inputs of which a C kernel refuses NaN and infinity, in rows without mask.
     kl : float
         Strength beta >= 0 of the KL term, a field of the losses that offer it. It adds
         ``beta * (d_i - mean of the other d) / n`` to the weights, with ``d = logp -
@@ -61,6 +63,7 @@ class Loss:
 
     needs: Any = ()
     takes: Any = ()
+    kernel_checks: tuple[str, ...] = ()
     kl = 0.0
 
     def __post_init__(self) -> None:
@@ -152,7 +155,7 @@ class Loss:
         }  # fmt: skip
         given = {name: x for name, x in given.items() if x is not None}
         self._check_names(given)
-        checked = _Checked(rewards, mask)
+        checked = _Checked(rewards, mask, self.kernel_checks if mask is None else ())
         batch = Batch(checked.rewards, **{name: checked(x, name) for name, x in given.items()})
         self._check_counts(checked.counts)
         self.check(batch, checked.there)
@@ -218,8 +221,11 @@ def _rows_of(
 class _Checked:
     """The inputs of one call, checked against its rewards and mask."""
 
-    def __init__(self, rewards: ArrayLike, mask: ArrayLike | None) -> None:
+    def __init__(
+        self, rewards: ArrayLike, mask: ArrayLike | None, unseen: tuple[str, ...]
+    ) -> None:
         self.mask = None
+        self.unseen = unseen  # names of inputs that are not looked at for NaN and infinity
         self.rewards = as_floats(rewards, "rewards")
         self.shape = self.rewards.shape
         if self.rewards.ndim != 2:
@@ -270,6 +276,8 @@ class _Checked:
             raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
 
     def _finite(self, array: Floats, name: str) -> None:
+        if name in self.unseen:
+            return
         with np.errstate(over="ignore", invalid="ignore"):
             if np.isfinite(array.sum()):
                 return

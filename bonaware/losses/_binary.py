@@ -4,20 +4,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _losses
-from bonaware._arguments import Floats, place
+from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
 from bonaware.losses._base import Batch
 
-__all__ = ["count_correct", "fail_by_reward", "need_binary", "two_weights"]
+__all__ = ["count_correct", "fail_by_reward", "has_gaps", "need_binary", "two_weights"]
 
 
 def need_binary(batch: Batch, there: NDArray[np.bool_]) -> None:
-    """Refuse rewards that are neither 0 nor 1."""
-    other = there & (batch.rewards != 0) & (batch.rewards != 1)
-    if other.any():
-        raise ValueError(
-            f"rewards must be 0 or 1, but {place(other)} is {batch.rewards[other][0]}"
-        )
+    """Refuse rewards that are neither 0 nor 1, where samples are."""
+    count_correct(np.where(there, batch.rewards, 0.0) if has_gaps(there) else batch.rewards)
+
+
+def has_gaps(there: NDArray[np.bool_]) -> bool:
+    """False for the array that stands for rows without mask: one True, seen everywhere."""
+    return any(there.strides)
 
 
 def count_correct(rewards: Floats) -> Floats:

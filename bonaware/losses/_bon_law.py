@@ -21,6 +21,7 @@ class BonRl(Loss):
     """Options and checks of `bon_rl_v` and `bon_rl_s`; see there."""
 
     ranks_by = ()  # the input that the selector sees, if it is not the rewards
+    kernel_checks = ("rewards", "scores")
 
     k: int
     variational: bool = True

@@ -63,6 +63,7 @@ class Bon(Loss):
     kl: float = 0.0
 
     takes = ("scores",)
+    kernel_checks = ("rewards", "scores")
 
     def __post_init__(self) -> None:
         super().__post_init__()

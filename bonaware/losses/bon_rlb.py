@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
 from bonaware.losses._base import Batch, Loss, need_choice, need_count, need_nonnegative
-from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
+from bonaware.losses._binary import (
+    count_correct,
+    fail_by_reward,
+    has_gaps,
+    need_binary,
+    two_weights,
+)
 
 __all__ = ["LOSS", "BonRlb"]
 
@@ -78,6 +84,7 @@ class BonRlb(Loss):
     kl: float = 0.0
 
     takes = ("fail",)
+    kernel_checks = ("rewards",)
     fewest = 2
 
     def __post_init__(self) -> None:
@@ -91,7 +98,8 @@ class BonRlb(Loss):
             raise ValueError('bounded=True goes with sign="exact" and clip=None only')
 
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
-        need_binary(batch, there)
+        if has_gaps(there):  # otherwise counting them checks them
+            need_binary(batch, there)
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         n = batch.rewards.shape[1]

@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
 from bonaware.losses._base import Batch, Loss, need_choice, need_count
-from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
+from bonaware.losses._binary import (
+    count_correct,
+    fail_by_reward,
+    has_gaps,
+    need_binary,
+    two_weights,
+)
 
 __all__ = ["LOSS", "BonRlbP"]
 
@@ -53,6 +59,7 @@ class BonRlbP(Loss):
     kl: float = 0.0
 
     takes = ("fail",)
+    kernel_checks = ("rewards",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +71,8 @@ class BonRlbP(Loss):
         return 2 if self.estimate_from == "loo" else 1
 
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
-        need_binary(batch, there)
+        if has_gaps(there):  # otherwise counting them checks them
+            need_binary(batch, there)
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         n = batch.rewards.shape[1]

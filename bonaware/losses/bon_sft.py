@@ -65,6 +65,7 @@ class BonSft(Loss):
 
     needs = ("scores", "logp", "expert")
     takes = ("win_rate",)
+    kernel_checks = ("scores", "logp")
 
     def __post_init__(self) -> None:
         super().__post_init__()

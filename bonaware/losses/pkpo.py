@@ -47,6 +47,8 @@ class Pkpo(Loss):
     baseline: str = "loo_minus_one"
     kl: float = 0.0
 
+    kernel_checks = ("rewards",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         need_count(self.k, "k")
