@@ -58,6 +58,9 @@ def predictions(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
     rows, tokens, target_rows, target_tokens, target_weights, sources = [], [], [], [], [], []
     first_row = first_token = 0
     for prompt, texts, length, weight in zip(prompts, completions, lengths, weights, strict=True):
+        if not length.all():
+            raise ValueError("a completion needs at least one token to be learned from, found one "
+                             "of none")
         flat = np.concatenate([np.empty(0, np.int32), *texts])
         start = np.cumsum(length) - length
         is_first = np.zeros(len(flat), bool)

@@ -40,12 +40,13 @@ class AdamW:
         Learning rate at its highest, >= 0.
     betas : two floats in [0, 1)
     eps : float > 0
+        1.2e-38 at least: float32 holds it.
     weight_decay : float >= 0
         Of matrices and embeddings; norms and biases have none.
     warmup : int >= 0
         Steps during which the learning rate rises from lr / warmup to lr.
     schedule : {"constant", "linear", "cosine"}
-        What it does behind the warm-up: stay, or fall to 0 at the last step.
+        What it does behind the warm-up: stay, or fall step by step, to 0 behind the last one.
     max_norm : float > 0
         Longer gradients are scaled to this length; infinity leaves them alone.
 
@@ -74,10 +75,10 @@ class AdamW:
             raise ValueError(f"need a finite lr >= 0, got {self.lr}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"need two betas in [0, 1), got {self.betas}")
-        if not self.eps > 0:
-            raise ValueError(f"need eps > 0, got {self.eps}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"need weight_decay >= 0, got {self.weight_decay}")
+        if not (self.eps >= np.finfo(np.float32).tiny and math.isfinite(self.eps)):
+            raise ValueError(f"need a finite eps > 0, 1.2e-38 at least, got {self.eps}")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(f"need a finite weight_decay >= 0, got {self.weight_decay}")
         if self.warmup < 0:
             raise ValueError(f"need warmup >= 0, got {self.warmup}")
         if self.schedule not in ("constant", "linear", "cosine"):
@@ -163,10 +164,12 @@ class Learner:
 
     def _accumulate(self, prompts, completions, weights, temperature,
                     kl_weights=None) -> tuple[PerToken, PerToken]:
-        batch = _batch.predictions(prompts, completions, _per_token(weights, completions))
+        batch = _batch.predictions(prompts, completions,
+                                   _per_token("weights", weights, completions))
         divergence = None
         if kl_weights is not None:
-            flat = np.concatenate([np.empty(0), *_per_token(kl_weights, completions)])
+            flat = np.concatenate([
+                np.empty(0), *_per_token("kl_weights", kl_weights, completions)])
             divergence = np.ascontiguousarray(flat[batch.source], np.float32)
         values = self._engine.accumulate(*batch.arrays(), temperature, None, divergence)
         lengths = [len(text) for texts in completions for text in texts]
@@ -189,11 +192,12 @@ class Learner:
         list [P] of float32 arrays
             The scores.
         """
-        batch = _batch.scores(prompts, completions,
-                              [np.asarray(weight, np.float32) for weight in weights], label)
+        batch = _batch.scores(prompts, completions, _one_each("weights", weights, completions),
+                              label)
         targets = None
         if probabilities is not None:
-            given = np.concatenate([np.empty(0), *(np.asarray(t, float) for t in probabilities)])
+            given = np.concatenate([
+                np.empty(0), *_one_each("probabilities", probabilities, completions)])
             targets = np.ascontiguousarray(given[batch.source], np.float32)
         flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets)[0])
         return _cut(flat, [len(texts) for texts in completions])
@@ -244,20 +248,22 @@ class Learner:
             return self._engine.get("weight", slot, layer)
         weight: NDArray[np.float32] = self.lm._model.get(slot, layer)
         if (slot, layer) in self._start.pairs:
-            weight = weight + self.adapter().change(slot, layer)
+            one = replace(self._start, pairs={(slot, layer): self._pair(slot, layer)})
+            weight = weight + one.change(slot, layer)
         return weight
+
+    def _pair(self, slot: str, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A and B of one adapter as they are now."""
+        return (self._engine.get("weight", f"{slot}_a", layer),
+                self._engine.get("weight", f"{slot}_b", layer))
 
     def adapter(self) -> "Adapter":
         """The adapters as they are now, for `bonaware.lora.write`."""
         if self._start is None:
             raise ValueError("this learner trains all weights: there are no adapters")
-        pairs = {
-            (slot, layer): (self._engine.get("weight", f"{slot}_a", layer),
-                            self._engine.get("weight", f"{slot}_b", layer))
-            for slot, layer in self._start.pairs
-        }
-        full = {("score", 0): self.weight("score", 0)} if self.lm.labels else {}
-        return replace(self._start, pairs=pairs, full=full)
+        pairs = {key: self._pair(*key) for key in self._start.pairs}
+        trained = {("score", 0): self.weight("score", 0)} if self.lm.labels else {}
+        return replace(self._start, pairs=pairs, full={**self._start.full, **trained})
 
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         """The gradient by the names and in the shapes of torch's `named_parameters()`."""
@@ -306,33 +312,38 @@ class Learner:
         Raises
         ------
         ValueError
-            The file belongs to another model.
+            The file belongs to another model; nothing is changed.
         """
         from safetensors import safe_open
 
         with safe_open(path, "numpy") as file:
-            known = set(file.keys())
-            for slot, layer, stem, shape in self._trained():
-                for kind in ("weight", *MOMENTS):
-                    name = f"{kind}.{stem}"
-                    values = file.get_tensor(name) if name in known else None
-                    if values is None or values.shape != shape:
-                        raise ValueError(f"{path}: must hold {name} of shape {shape}, found "
-                                         f"{None if values is None else values.shape}")
-                    self._engine.set(kind, slot, layer, np.ascontiguousarray(values))
-            self._engine.steps = int(file.metadata()["steps"])
+            known, steps = set(file.keys()), (file.metadata() or {}).get("steps", "")
+            tensors = [(kind, slot, layer, f"{kind}.{stem}", shape)
+                       for slot, layer, stem, shape in self._trained()
+                       for kind in ("weight", *MOMENTS)]
+            for *_, name, shape in tensors:  # all of them before the first is changed
+                found = tuple(file.get_slice(name).get_shape()) if name in known else None
+                if found != shape:
+                    raise ValueError(f"{path}: must hold {name} of shape {shape}, found {found}")
+            if not steps.isdecimal():
+                raise ValueError(f"{path}: must say how many steps were made, found {steps!r}")
+            for kind, slot, layer, name, _ in tensors:
+                self._engine.set(kind, slot, layer, np.ascontiguousarray(file.get_tensor(name)))
+            self._engine.steps = int(steps)
+        self.zero()
         self.lm.weights_changed()
 
 
 def _attach(lm: "LM", adapter: "Adapter") -> None:
     """The model computes with these adapters from now on, in place of any it had."""
-    lm._model.remove_adapters()
     slots = dict.fromkeys(slot for slot, _ in adapter.pairs)
     for slot in slots:
         missing = [i for i in range(lm.arch.layers) if (slot, i) not in adapter.pairs]
         if missing:
             raise ValueError(f"an adapter must be in every layer or in none to be trained, but "
                              f"{slot} has none in layer {missing[0]}")
+    lm._model.remove_adapters()
+    for slot in slots:
         lm._model.add_adapter(slot, adapter.rank, adapter.scaling)
     for (slot, layer), (a, b) in adapter.pairs.items():
         lm._model.set(f"{slot}_a", layer, np.ascontiguousarray(a, np.float32))
@@ -342,12 +353,22 @@ def _attach(lm: "LM", adapter: "Adapter") -> None:
     lm.weights_changed()
 
 
-def _per_token(weights: Any, completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
-    """For each prompt its completions' weights, repeated for every token."""
-    return [
-        np.repeat(np.asarray(weight, np.float32), [len(text) for text in texts])
-        for weight, texts in zip(weights, completions, strict=True)
-    ]
+def _one_each(name: str, numbers: Any,
+              completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+    """For each prompt one number per completion."""
+    rows = [np.asarray(row, np.float32) for row in numbers]
+    if [row.shape for row in rows] != [(len(texts),) for texts in completions]:
+        raise ValueError(f"{name} must have one number per completion, "
+                         f"{[len(texts) for texts in completions]} for these prompts, got the "
+                         f"shapes {[row.shape for row in rows]}")
+    return rows
+
+
+def _per_token(name: str, numbers: Any,
+               completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
+    """The same, each repeated for every token of its completion."""
+    return [np.repeat(row, [len(text) for text in texts])
+            for row, texts in zip(_one_each(name, numbers, completions), completions, strict=True)]
 
 
 def _by_prompt(pieces: list[NDArray[np.float32]], completions: Sequence[Sequence[Ids]]) -> PerToken:

@@ -106,8 +106,10 @@ def fresh(lm: LM, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = T
     Raises
     ------
     ValueError
-        A target is unknown.
+        A target is unknown, or there is none.
     """
+    if not len(targets):
+        raise ValueError(f"need at least one target of {', '.join(TARGETS)}, found none")
     unknown = [name for name in targets if name not in TARGETS]
     if unknown:
         raise ValueError(f"targets must be among {', '.join(TARGETS)}, found {unknown[0]!r}")

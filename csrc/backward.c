@@ -47,7 +47,6 @@ struct bon_backward {
     int threads;
     size_t memory;
     bon_matrix *qkv, *o, *gate_up, *down, *head; /* transposed; head: NULL with labels */
-    bool head_is_stale;
     pass_tools own;
     const bon_model *reference; /* or NULL */
     pass_tools other;           /* the reference's */
@@ -115,7 +114,6 @@ bon_status bon_backward_create(const bon_model *model, size_t memory, bon_backwa
     if (status == BON_OK && model->head) status = make_transposed(model->head, dtype, &b->head);
     b->embed.place_of = malloc(model->arch.vocab * sizeof *b->embed.place_of);
     if (status == BON_OK && !b->embed.place_of) status = BON_ERR_MEMORY;
-    bon_backward_refresh(b);
     if (status == BON_OK) *out = b;
     else bon_backward_destroy(b);
     return status;
@@ -155,8 +153,6 @@ bon_status bon_backward_set_reference(bon_backward *b, const bon_model *referenc
     if (status == BON_OK) b->reference = reference;
     return status;
 }
-
-void bon_backward_refresh(bon_backward *b) { b->head_is_stale = true; }
 
 /* -- batches --------------------------------------------------------------- */
 
@@ -803,7 +799,8 @@ static bon_status targets_backward(bon_backward *b, const part *p, const bon_pas
         const bon_status status = head_backward(b, p, batch, rows, other_hidden, grad, values);
         if (status != BON_OK) return status;
         for (size_t i = t; i < p->picked_row[rows]; i++)
-            if (!isfinite(values[i])) return BON_ERR_NOT_FINITE;
+            if (!isfinite(values[i]) || (p->compares && !isfinite(batch->target_kl[i])))
+                return BON_ERR_NOT_FINITE;
         norm_backward(a, &picked, stream, model->final_norm, p->d_picked, p->d_picked, false,
                       grad->final_norm, p->inverse, b->threads);
         for (size_t r = 0; r < rows; r++)
@@ -897,8 +894,7 @@ static bon_status run_part(bon_backward *b, part *p, const bon_batch *batch,
 bon_status bon_backward_run(bon_backward *b, const bon_batch *batch, const bon_model_grad *grad,
                             const bon_poll *poll, float *values)
 {
-    if (b->head && b->head_is_stale) bon_matrix_transpose(b->model->head, b->head, b->threads);
-    b->head_is_stale = false;
+    if (b->head) bon_matrix_transpose(b->model->head, b->head, b->threads);
     b->embed.places = 0;
     bon_status status = grad->embed ? open_sums(b, batch) : BON_OK;
     for (size_t tree = 0, target = 0; tree < batch->n_trees && status == BON_OK;) {

@@ -82,13 +82,10 @@ void bon_backward_destroy(bon_backward *backward); /* accepts NULL */
 BON_MUST_CHECK bon_status bon_backward_set_reference(bon_backward *backward,
                                                      const bon_model *reference);
 
-/* To be called when the model's weights have changed. */
-void bon_backward_refresh(bon_backward *backward);
-
 /* Adds the gradient of the batch; values [targets] gets the log-probabilities or
  * scores. The batch has no fault (bon_batch_fault). BON_ERR_FULL: one tree does not fit
- * into the memory. BON_ERR_NOT_FINITE: a value is not. On an error a part of the
- * gradient has been added. */
+ * into the memory. BON_ERR_NOT_FINITE: a value or a divergence is not. On an
+ * error a part of the gradient has been added. */
 BON_MUST_CHECK bon_status bon_backward_run(bon_backward *backward, const bon_batch *batch,
                                            const bon_model_grad *grad, const bon_poll *poll,
                                            float *values);

@@ -196,7 +196,6 @@ static void publish(bon_learner *learner, const tensor *t)
 {
     if (t->owns_weight)
         bon_matrix_set_panels(t->matrix, t->arrays[BON_WEIGHT], learner->threads);
-    bon_backward_refresh(learner->backward);
 }
 
 bon_status bon_learner_step(bon_learner *learner, const bon_adamw *options, double grad_scale)

@@ -1,13 +1,14 @@
 /* model.h - a transformer: weights in packed form, and the forward pass.
  *
- * A model is made in three steps and then never changes:
+ * A model is made in three steps:
  *
  *   bon_model_create     from an architecture (arch.h) and a precision
  *   bon_model_set        once per tensor of the checkpoint, in any order
  *   bon_model_missing    names the first slot that has not been set
  *
  * It may be used by several sessions at once; what a forward pass writes lives
- * in a workspace (bon_work) and a cache (cache.h) that belong to the session.
+ * in a workspace (bon_work) and a cache (cache.h) that belong to the session. Who
+ * changes it (bon_model_set, adapters, a learner's step) must be alone with it.
  *
  * Matrices of one input are packed as one: q, k and v; gate and up.
  */
@@ -66,10 +67,12 @@ bool bon_model_missing(const bon_model *model, bon_slot *slot, size_t *layer);
 
 /* Puts a low-rank adapter beside the product of BON_Q ... BON_DOWN in every layer; the
  * slots ..._A and ..._B then exist, with A and B zero. A workspace that was reserved
- * before lacks scratch for it: its passes are BON_ERR_DOMAIN until it is reserved again. BON_ERR_DOMAIN: another slot, rank < 1, or
- * there is one. On an error the model has none. */
+ * before lacks scratch for it: its passes are BON_ERR_DOMAIN until it is reserved again.
+ * BON_ERR_DOMAIN: another slot, rank < 1, or there is one. BON_ERR_MEMORY: the model has
+ * no adapter at all any more. */
 BON_MUST_CHECK bon_status bon_model_add_adapter(bon_model *model, bon_slot slot, size_t rank,
                                                 float scale);
+/* A learner that trains them (learner.h) must not be used any more. */
 void bon_model_remove_adapters(bon_model *model);
 
 const bon_arch *bon_model_arch(const bon_model *model);

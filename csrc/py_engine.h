@@ -49,6 +49,9 @@ void bon_model_end_change(PyObject *model);
 int bon_model_begin_use(PyObject *model);
 void bon_model_end_use(PyObject *model);
 
+/* Grows whenever adapters are added or removed: who holds pointers to them looks. */
+unsigned long bon_model_adapter_changes(PyObject *model);
+
 /* Sets the exception for a status of the engine: MemoryError, RuntimeError for
  * oneDNN, ValueError for a model that computes NaN; nothing for an interrupt,
  * whose exception is set already. Statuses that a caller can say more about are

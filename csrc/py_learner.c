@@ -1,6 +1,8 @@
 /* py_learner.c - the type bonaware._engine.Learner: gradients and steps of a model. */
 #include "py_engine.h"
 
+#include <float.h>
+
 #include "learner.h"
 
 typedef struct {
@@ -9,6 +11,8 @@ typedef struct {
     PyObject *reference; /* another, or NULL */
     bon_learner *learner;
     bool busy;       /* a call runs without the GIL */
+    bool adapters;   /* are what it trains: they must be those of when it was made */
+    unsigned long adapter_changes;
 } LearnerObject;
 
 static PyObject *Learner_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -25,13 +29,20 @@ static PyObject *Learner_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (memory < 1) return PyErr_Format(PyExc_ValueError, "need memory >= 1, got %zd", memory);
     LearnerObject *self = (LearnerObject *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
+    if (bon_model_begin_use(object) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
     const bon_status status = bon_learner_create(
         model, adapters ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL, (size_t)memory, &self->learner);
+    bon_model_end_use(object);
     if (status != BON_OK) {
         Py_DECREF(self);
         return raise_engine_status(status);
     }
     self->model = Py_NewRef(object);
+    self->adapters = adapters;
+    self->adapter_changes = bon_model_adapter_changes(object);
     return (PyObject *)self;
 }
 
@@ -45,9 +56,15 @@ static void Learner_dealloc(LearnerObject *self)
     Py_DECREF(type);
 }
 
-/* 0, or -1 with RuntimeError set while another thread is inside. */
+/* 0, or -1 with RuntimeError set while another thread is inside, or once the adapters
+ * that it trains are gone. */
 static int enter(LearnerObject *self)
 {
+    if (self->adapters && self->adapter_changes != bon_model_adapter_changes(self->model)) {
+        PyErr_SetString(PyExc_RuntimeError, "the model has got other adapters since: those that "
+                                            "this learner trained are gone");
+        return -1;
+    }
     if (!self->busy) {
         self->busy = true;
         return 0;
@@ -68,6 +85,25 @@ static int enter_change(LearnerObject *self)
 static void leave_change(LearnerObject *self)
 {
     bon_model_end_change(self->model);
+    self->busy = false;
+}
+
+/* The same around what reads the weights of the model, or of the reference too. */
+static int enter_use(LearnerObject *self, bool reference)
+{
+    if (enter(self) < 0) return -1;
+    if (bon_model_begin_use(self->model) == 0) {
+        if (!reference || bon_model_begin_use(self->reference) == 0) return 0;
+        bon_model_end_use(self->model);
+    }
+    self->busy = false;
+    return -1;
+}
+
+static void leave_use(LearnerObject *self, bool reference)
+{
+    if (reference) bon_model_end_use(self->reference);
+    bon_model_end_use(self->model);
     self->busy = false;
 }
 
@@ -170,19 +206,20 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
     values = (PyArrayObject *)PyArray_SimpleNew(1, &shape, NPY_FLOAT);
     if (batch.target_kl_weight)
         divergences = (PyArrayObject *)PyArray_SimpleNew(1, &shape, NPY_FLOAT);
-    if (values == NULL || (batch.target_kl_weight && divergences == NULL) || enter(self) < 0)
+    if (values == NULL || (batch.target_kl_weight && divergences == NULL)
+        || enter_use(self, divergences != NULL) < 0)
         goto done;
     if (divergences) batch.target_kl = PyArray_DATA(divergences);
     py_poll poll;
     if (py_poll_begin(&poll, self->model) < 0) {
-        self->busy = false;
+        leave_use(self, divergences != NULL);
         goto done;
     }
     const bon_status status =
         bon_learner_accumulate(self->learner, &batch, &poll.poll, PyArray_DATA(values));
     if (status != BON_OK) bon_learner_zero(self->learner);
     py_poll_end(&poll);
-    self->busy = false;
+    leave_use(self, divergences != NULL);
     if (status == BON_OK)
         result = PyTuple_Pack(2, values, divergences ? (PyObject *)divergences : Py_None);
     else if (status == BON_ERR_FULL)
@@ -251,9 +288,11 @@ static PyObject *Learner_step(LearnerObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "dddddd:step", &o.lr, &o.beta1, &o.beta2, &o.eps,
                           &o.weight_decay, &scale))
         return NULL;
-    if (!(o.lr >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 && o.beta2 < 1 && o.eps > 0
-          && o.weight_decay >= 0))
-        return PyErr_Format(PyExc_ValueError, "need lr >= 0, 0 <= beta1, beta2 < 1, eps > 0 and "
+    if (!(o.lr >= 0 && o.lr <= FLT_MAX && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0
+          && o.beta2 < 1 && o.eps >= FLT_MIN && o.eps <= FLT_MAX && o.weight_decay >= 0
+          && o.weight_decay <= FLT_MAX))
+        return PyErr_Format(PyExc_ValueError, "need a finite lr >= 0, 0 <= beta1, beta2 < 1, a "
+                                              "finite eps > 0, 1.2e-38 at least, and a finite "
                                               "weight_decay >= 0");
     bon_status status;
     if (enter_change(self) < 0) return NULL;
@@ -314,13 +353,13 @@ static PyObject *Learner_get(LearnerObject *self, PyObject *args)
         || (ndim = find_shape(self, slot, layer, shape)) < 0)
         return NULL;
     PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, NPY_FLOAT);
-    if (out == NULL || enter(self) < 0) {
+    if (out == NULL || enter_use(self, false) < 0) {
         Py_XDECREF(out);
         return NULL;
     }
     const bon_status status =
         bon_learner_get(self->learner, kind, slot, (size_t)layer, PyArray_DATA(out));
-    self->busy = false;
+    leave_use(self, false);
     if (status == BON_OK) return (PyObject *)out;
     Py_DECREF(out);
     return raise_engine_status(status);

@@ -8,6 +8,7 @@ typedef struct {
     bon_model *model;
     int users;     /* calls that read it now, perhaps without the GIL */
     bool changing; /* a call changes it now */
+    unsigned long adapter_changes;
 } ModelObject;
 
 /* Heap types live as long as the process; one interpreter only (module slots). */
@@ -49,6 +50,11 @@ int bon_model_begin_change(PyObject *model)
 }
 
 void bon_model_end_change(PyObject *model) { ((ModelObject *)model)->changing = false; }
+
+unsigned long bon_model_adapter_changes(PyObject *model)
+{
+    return ((ModelObject *)model)->adapter_changes;
+}
 
 /* -- architecture ---------------------------------------------------------- */
 
@@ -303,11 +309,15 @@ static PyObject *Model_get(ModelObject *self, PyObject *args)
         return NULL;
     npy_intp shape[2] = {(npy_intp)rows, (npy_intp)cols};
     PyArrayObject *out = (PyArrayObject *)PyArray_SimpleNew(cols == 1 ? 1 : 2, shape, NPY_FLOAT);
-    if (out == NULL) return NULL;
+    if (out == NULL || bon_model_begin_use((PyObject *)self) < 0) {
+        Py_XDECREF(out);
+        return NULL;
+    }
     bon_status status;
     Py_BEGIN_ALLOW_THREADS
     status = bon_model_get(self->model, slot, (size_t)layer, PyArray_DATA(out));
     Py_END_ALLOW_THREADS
+    bon_model_end_use((PyObject *)self);
     if (status == BON_OK) return (PyObject *)out;
     Py_DECREF(out);
     return raise_engine_status(status);
@@ -343,6 +353,7 @@ static PyObject *Model_add_adapter(ModelObject *self, PyObject *args)
     if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
     const bon_status status =
         rank < 1 ? BON_ERR_DOMAIN : bon_model_add_adapter(self->model, slot, (size_t)rank, scale);
+    self->adapter_changes++;
     bon_model_end_change((PyObject *)self);
     if (status == BON_ERR_DOMAIN)
         return PyErr_Format(PyExc_ValueError,
@@ -358,6 +369,7 @@ static PyObject *Model_remove_adapters(ModelObject *self, PyObject *Py_UNUSED(ar
 {
     if (bon_model_begin_change((PyObject *)self) < 0) return NULL;
     bon_model_remove_adapters(self->model);
+    self->adapter_changes++;
     bon_model_end_change((PyObject *)self);
     Py_RETURN_NONE;
 }

@@ -12,6 +12,10 @@ ERROR = 2e-5  # of each tensor's largest gradient
 TEMPERATURE = 0.8
 
 
+def flat(per_prompt):
+    return [values for own in per_prompt for values in own]
+
+
 def texts(name, seed=5):
     """Three prompts and their completions of several lengths; no id is the padding's."""
     rng = np.random.default_rng(seed)
@@ -60,7 +64,7 @@ def test_divergence_and_its_gradient_are_those_of_torch(tiny, name):
     for got, want in zip([d for own in kl for d in own], divergences, strict=True):
         np.testing.assert_allclose(got, want, atol=5e-5)
     expected = lm.logp(prompts, completions, TEMPERATURE)
-    for got, want in zip(sum(logp, []), sum(expected, []), strict=True):
+    for got, want in zip(flat(logp), flat(expected), strict=True):
         np.testing.assert_allclose(got, want, atol=5e-5)
     for key, got in learner.gradients().items():
         assert np.abs(got - gradients[key]).max() < ERROR * np.abs(gradients[key]).max(), key
@@ -84,6 +88,17 @@ def test_a_reference_of_another_vocabulary_is_refused(tiny):
     learner = Learner(bon.LM.load(tiny("llama2")))
     with pytest.raises(ValueError, match="same vocabulary"):
         learner.set_reference(bon.LM.load(tiny("llama_linear")))
+
+
+def test_a_divergence_that_is_not_finite_is_said_and_leaves_no_gradient(tiny):
+    reference = bon.LM.load(tiny("llama2"))
+    reference._model.set("final_norm", 0, np.full(40, np.nan, np.float32))
+    learner = Learner(bon.LM.load(tiny("llama2")))
+    learner.set_reference(reference)
+    prompts, completions, weights = texts("llama2")
+    with pytest.raises(ValueError, match="computed a logit that is NaN"):
+        learner.accumulate_kl(prompts, completions, weights, weights)
+    assert learner.norm() == 0
 
 
 def test_divergence_without_reference_is_refused(tiny):

@@ -554,6 +554,78 @@ def test_labels_that_the_score_head_has_not_are_refused(tiny):
         Learner(lm, MEMORY).accumulate_scores(prompts, completions, weights, label=2)
 
 
+@pytest.mark.parametrize("wrong", [[[1.0, 2.0]], [[[1.0]]], [1.0], [[1.0], [1.0]], []])
+def test_a_learner_takes_one_number_per_completion(tiny, wrong):
+    """Also where NumPy would spread or cut them to fit."""
+    text = [np.array([1, 2], np.int32)], [[np.array([3, 4, 5], np.int32)]]
+    learner, scorer = Learner(bon.LM.load(tiny("llama2"))), Learner(
+        bon.LM.load(tiny("llama2", labels=1)))
+    learner.set_reference(bon.LM.load(tiny("llama2")))
+    for name, call in (
+        ("weights", lambda: learner.accumulate(*text, wrong)),
+        ("kl_weights", lambda: learner.accumulate_kl(*text, [[1.0]], wrong)),
+        ("weights", lambda: scorer.accumulate_scores(*text, wrong)),
+        ("probabilities", lambda: scorer.accumulate_scores(*text, [[1.0]], wrong)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must have one number per completion"):
+            call()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_completion_without_tokens_is_refused(loaded, place):
+    lm, row = loaded("llama2"), [np.array([3, 4], np.int32), np.array([5], np.int32)]
+    row.insert(place, np.empty(0, np.int32))
+    with pytest.raises(ValueError, match="a completion needs at least one token"):
+        Learner(lm, MEMORY).accumulate([np.array([1, 2], np.int32)], [row], [[1.0] * 3])
+
+
+@pytest.mark.parametrize(("name", "slot"), [("llama2", "head"), ("llama2_tied", "embed")])
+def test_a_learner_sees_weights_that_others_have_changed(tiny, name, slot):
+    """By setting them, or by a step of another learner."""
+    lm = bon.LM.load(tiny(name))
+    batch = texts(lm.arch.vocab, {9: (1, 7), 4: (3,)})
+    learner, other = Learner(lm, MEMORY), Learner(lm, MEMORY)
+    learner.accumulate(*batch)
+
+    def check():
+        learner.zero()
+        learner.accumulate(*batch)
+        assert_same_bits([learner.gradients()], [gradients(lm, batch)[1]])
+
+    lm._model.set(slot, 0, lm._model.get(slot, 0) * np.float32(1.5))
+    check()
+    other.accumulate(*batch)
+    other.step(AdamW(), 0.1)
+    check()
+
+
+def test_a_state_that_does_not_fit_changes_nothing(tiny, tmp_path):
+    """A file whose last tensor is another model's, and one of no learner."""
+    from safetensors.numpy import load_file, save_file
+
+    lm, path = bon.LM.load(tiny("llama2")), tmp_path / "state.safetensors"
+    batch = texts(lm.arch.vocab, {9: (1, 7)})
+    learner, logits = Learner(lm, MEMORY), lm.logits([1, 2, 3])
+    learner.accumulate(*batch)
+    learner.save(path)
+    state = {key: values * 2 for key, values in load_file(path).items()}
+    cut = {**state, "moment_2.lm_head.weight": np.zeros((2, 2), np.float32)}
+    for tensors, steps, message in (
+        (cut, {"steps": "1"}, r"lm_head.weight of shape \(97, 40\), found \(2, 2"),
+        ({}, {"steps": "1"}, "must hold weight.model.embed_tokens.weight of shape .*, found None"),
+        (state, None, "must say how many steps were made"),
+        (state, {"steps": "x"}, "must say how many steps were made, found 'x'"),
+    ):
+        save_file(tensors, path, steps)
+        with pytest.raises(ValueError, match=message):
+            learner.load(path)
+    assert_same_bits([lm.logits([1, 2, 3])], [logits])
+    assert learner.steps == 0
+    save_file(state, path, {"steps": "3"})
+    learner.load(path)
+    assert (learner.steps, learner.norm()) == (3, 0)  # what was accumulated before is forgotten
+
+
 def test_too_little_memory_is_said_and_leaves_no_gradient(loaded):
     lm = loaded("qwen2")
     batch = texts(lm.arch.vocab, {3: (2, 4), 100: (90, 40)})
@@ -591,15 +663,26 @@ def test_a_learner_is_made_of_a_model_and_bytes(loaded):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ((-1.0, 0.9, 0.999, 1e-8, 0.0, 1.0), "need lr >= 0"), ((1e-3, 1.0, 0.999, 1e-8, 0, 1), "beta1"),
+    ((-1.0, 0.9, 0.999, 1e-8, 0.0, 1.0), "lr >= 0"), ((1e-3, 1.0, 0.999, 1e-8, 0, 1), "beta1"),
     ((1e-3, 0.9, -0.1, 1e-8, 0.0, 1.0), "beta2 < 1"), ((1e-3, 0.9, 0.9, 0.0, 0, 1), "eps > 0"),
     ((1e-3, 0.9, 0.999, 1e-8, math.nan, 1.0), "weight_decay >= 0"),
+    ((math.inf, 0.9, 0.999, 1e-8, 0, 1), "a finite lr"), ((0, 0.9, 0.9, 1e-39, 0, 1), "1.2e-38 at"),
+    ((0, 0.9, 0.9, math.inf, 0, 1), "finite eps"), ((0, 0.9, 0.9, 1, math.inf, 1), "finite weight"),
 ])
 def test_steps_with_bad_options_are_refused(loaded, options, message):
     learner = engine().Learner(loaded("llama2")._model, MEMORY)
     with pytest.raises(ValueError, match=message):
         learner.step(*options)
     assert learner.steps == 0
+
+
+@pytest.mark.parametrize("options", [{"eps": 1e-39}, {"eps": math.inf},
+                                     {"weight_decay": math.inf}])
+def test_numbers_that_float32_does_not_hold_are_refused(options):
+    """eps = 1e-60 would be 0, and a weight without gradient 0 / 0."""
+    (name,) = options
+    with pytest.raises(ValueError, match=f"need a finite {name}"):
+        AdamW(**options)
 
 
 def test_tensors_are_asked_for_by_kind_slot_and_layer(loaded):
@@ -687,3 +770,27 @@ def test_another_thread_runs_meanwhile_but_not_with_the_same_learner(long_work):
         learner.accumulate(*batch)
     timer.join()
     assert refused == ["the learner is in use by another thread"] * 5
+
+
+@pytest.mark.clock
+def test_a_reference_is_not_changed_while_it_is_compared_with(tiny, long_work):
+    learner, (prompts, completions, weights) = long_work
+    reference, refused = bon.LM.load(tiny("wide")), []
+    learner.set_reference(reference)
+    norm = reference._model.get("final_norm", 0)
+
+    def intrude():
+        for call in (reference._model.remove_adapters,
+                     lambda: reference._model.set("final_norm", 0, norm)):
+            with pytest.raises(RuntimeError, match="while another thread uses the model"):
+                call()
+            refused.append(call)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.3, intrude)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        learner.accumulate_kl(prompts, completions, weights, weights)
+    timer.join()
+    assert len(refused) == 2
+    reference._model.set("final_norm", 0, norm)  # and it may be, once that is over

@@ -14,6 +14,14 @@ TEMPERATURE = 0.8
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
 
 
+def flat(per_prompt):
+    return [values for own in per_prompt for values in own]
+
+
+def total(logp):
+    return sum(values.sum() for values in flat(logp))
+
+
 def texts(name):
     rng = np.random.default_rng(3)
 
@@ -62,7 +70,7 @@ def test_gradients_of_adapters_are_those_of_torch(tiny, name):
             expected.append(drawn.detach().numpy())
             total = total + w * drawn.sum()
     total.backward()
-    for got, want in zip(sum(logp, []), expected, strict=True):
+    for got, want in zip(flat(logp), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=5e-5)
     gradients = learner.gradients()
     assert len(gradients) == 2 * len(leaves)
@@ -80,11 +88,11 @@ def test_only_adapters_move_and_the_saved_model_has_them_merged(tiny, tmp_path, 
               [(slot, layer) for slot, layer, _ in lm.arch.slots()]}
     learner = Learner(lm, start=lora.fresh(lm, rank=4, targets=TARGETS))
     prompts, completions, weights = texts("llama3")
-    start = sum(np.sum(x) for x in sum(learner.accumulate(prompts, completions, weights), []))
+    start = total(learner.accumulate(prompts, completions, weights))
     for _ in range(5):
         learner.step(AdamW(lr=0.05), 0.05)
         logp = learner.accumulate(prompts, completions, [-np.ones(len(w)) for w in weights])
-    assert sum(np.sum(x) for x in sum(logp, [])) > start  # it has learnt
+    assert total(logp) > start  # it has learnt
     for (slot, layer), values in before.items():
         np.testing.assert_array_equal(lm._model.get(slot, layer or 0), values)
     lm.save(tmp_path / "merged")
@@ -141,3 +149,51 @@ def test_an_adapter_in_some_layers_only_is_refused(tiny):
 def test_unknown_targets_are_named(tiny):
     with pytest.raises(ValueError, match="found 'lm_head'"):
         lora.fresh(bon.LM.load(tiny("llama2")), targets=("q_proj", "lm_head"))
+    with pytest.raises(ValueError, match="need at least one target"):
+        lora.fresh(bon.LM.load(tiny("llama2")), targets=())
+
+
+def test_a_learner_whose_adapters_were_replaced_says_so(tiny, tmp_path):
+    """It must not touch them: their memory is another's now."""
+    lm = bon.LM.load(tiny("llama2"))
+    prompts, completions, weights = texts("llama2")
+    old, new = Learner(lm, start=lora.fresh(lm, 4)), Learner(lm, start=lora.fresh(lm, 6))
+    for call in (lambda: old.accumulate(prompts, completions, weights), old.norm, old.zero,
+                 lambda: old.step(AdamW(), 0.1), old.adapter, lambda: old.weight("q", 0),
+                 lambda: old.save(tmp_path / "state")):
+        with pytest.raises(RuntimeError, match="has got other adapters since"):
+            call()
+    new.accumulate(prompts, completions, weights)
+    new.step(AdamW(), 0.1)
+    lm._model.remove_adapters()
+    with pytest.raises(RuntimeError, match="has got other adapters since"):
+        new.norm()
+
+
+def test_an_adapter_that_is_refused_leaves_the_others_in_place(tiny):
+    lm = bon.LM.load(tiny("llama2"))
+    learner = Learner(lm, start=started(lm))
+    logits, wrong = lm.logits([1, 2, 3]), lora.fresh(lm)
+    del wrong.pairs["down", 2]
+    with pytest.raises(ValueError, match="down has none in layer 2"):
+        Learner(lm, start=wrong)
+    np.testing.assert_array_equal(lm.logits([1, 2, 3]), logits)
+    assert learner.norm() == 0
+
+
+def test_tensors_that_an_adapter_replaces_whole_stay_in_it(tiny, tmp_path):
+    lm = bon.LM.load(tiny("llama2", labels=1))
+    embed = lm._model.get("embed", 0) * 2
+    start = lora.Adapter(4, 2.0, started(lm).pairs, {("embed", 0): embed})
+    learner = Learner(lm, start=start)
+    prompts, completions, weights = texts("llama2")
+    learner.accumulate_scores(prompts, completions, weights)
+    learner.step(AdamW(), 0.1)
+    lora.write(tmp_path / "adapter", learner.adapter(), lm)
+    other = bon.LM.load(tiny("llama2", labels=1))
+    found = lora.read(tmp_path / "adapter", other)
+    assert set(found.full) == {("embed", 0), ("score", 0)}
+    lora.merge(other, found)
+    for got, want in zip(other.scores(prompts, completions), lm.scores(prompts, completions),
+                         strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
