@@ -93,7 +93,7 @@ class Settings:
     verifier: str = _of("model with a score head: trains some arms, and selects",
                         "countdown-verifier")  # fmt: skip
     other: str = _of("another model with a score head, which selects only ('' for none)", "")
-    level: str = _of("of the Countdown problems", "mixed")
+    level: str = _of("of the Countdown problems", "medium")
     steps: int = _of("of training", 120)
     prompts: int = _of("problems per step", 64)
     samples: int = _of("samples per problem in training", 32)

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from bonaware import estimators
 from bonaware.curves import which_k
 
-__all__ = ["BEST", "Change", "Point", "Runs", "mean_of", "packed", "unpacked", "value_of"]
+__all__ = ["BEST", "ORDER", "Change", "Point", "Runs", "mean_of", "packed", "unpacked", "value_of"]
 
 BEST = "best"  # a temperature: the one of each arm that is best on validation problems
 HARD = 0.25
+ORDER = ("base", "sft", "rl", "grpo", "bon_sft", "bon_rl_v", "bon_rl_s", "bon_rlb", "bon_rlb_p",
+         "bon", "bon_v")  # of arms in tables
 Floats = NDArray[np.float64]
 
 
@@ -123,7 +125,7 @@ class Runs:
             raise ValueError(f"need runs of the arm base to compare with, but {out} has "
                              f"{', '.join(found) or 'none'}")
         self.seeds = sorted(set().union(*found.values()))
-        self.found = {arm: runs for arm, runs in found.items() if sorted(runs) == self.seeds}
+        self.found = {arm: found[arm] for arm in ORDER if sorted(found.get(arm, ())) == self.seeds}
         self.missing = sorted(set(found) - set(self.found))
         self.n: int = self.settings["draws"]
         self.ks = which_k(None, self.n)

@@ -35,13 +35,13 @@ def summarise(out: Path) -> dict[str, Any]:
         (standard deviation over seeds), each a list over ks, and the chosen "temperature" where
         it is "best"; "entropy": set -> temperature -> arm, nats per sample; "coscaling": arm ->
         see `reproduce_claims.coscaling`; "claims"; "training": arm -> curves, mean over seeds;
-        "rates": what --tune chose; "cpu_seconds": mean over runs.
+        "rates": arm -> learning rate; "tuned": what --tune found; "cpu_seconds": mean over runs.
     """
     runs = Runs(out)
-    rates = out / "learning_rates.json"
+    tuned = out / "learning_rates.json"
     places = [*runs.temperatures, BEST]
     return {
-        "settings": runs.settings, "made": _made(runs), "seeds": runs.seeds,
+        "settings": _without_paths(runs.settings), "made": _made(runs), "seeds": runs.seeds,
         "arms": list(runs.found), "missing": runs.missing, "ks": runs.ks,
         "selectors": runs.selectors,
         "figures": {where: {str(t): _figures(runs, where, t) for t in places} for where in SETS},
@@ -50,9 +50,17 @@ def summarise(out: Path) -> dict[str, Any]:
                     for where in SETS},
         "coscaling": {arm: coscaling(runs, arm) for arm in runs.found},
         "claims": claims(runs), "training": _training(runs),
-        "rates": json.loads(rates.read_text()) if rates.exists() else {},
+        "rates": {arm: each[runs.seeds[0]]["rate"] for arm, each in runs.found.items()
+                  if arm != "base"},
+        "tuned": json.loads(tuned.read_text()) if tuned.exists() else {},
         "cpu_seconds": _seconds(runs),
     }  # fmt: skip
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Models by their names: where they lie says something about one machine only."""
+    return {name: Path(value).name if name in ("policy", "verifier", "other") else value
+            for name, value in settings.items()}
 
 
 def _made(runs: Runs) -> list[dict[str, Any]]:
@@ -111,7 +119,7 @@ def _seconds(runs: Runs) -> dict[str, float]:
 def markdown(summary: dict[str, Any]) -> str:
     """All tables."""
     top, settings = summary["ks"][-1], summary["settings"]
-    heads = [
+    parts = [
         _provenance(summary),
         "### Claims\n\n" + _claims(summary),
         f"### Test problems, T = 1\n\n{_main(summary)}",
@@ -120,9 +128,10 @@ def markdown(summary: dict[str, Any]) -> str:
         f"### Other temperatures, and the held-out kind\n\n{_carried(summary, top)}",
         f"### Co-scaling: pass@N(T) = exp(a N^b)\n\n{_coscaling(summary)}",
     ]
-    if summary["rates"]:
-        heads.append("### Learning rates\n\n" + rates_table(summary["rates"], settings["draws"]))
-    return "\n\n".join(heads) + "\n"
+    if summary["tuned"]:
+        parts.append("### Learning rates\n\nOn validation problems at T = 1, one seed.\n\n"
+                     + rates_table(summary["tuned"], settings["draws"]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _provenance(summary: dict[str, Any]) -> str:
@@ -137,10 +146,17 @@ def _provenance(summary: dict[str, Any]) -> str:
             f"percent; intervals are 95 %, bootstrap over problems, of the mean over seeds; ± is "
             f"the standard deviation over seeds. Made by {made}; {seconds['training']:.0f} s of "
             f"training and {seconds['measuring']:.0f} s of measuring per run on one core, on "
-            f"average.")  # fmt: skip
+            f"average. {_rates(summary)}")  # fmt: skip
     if summary["missing"]:
         text += f" Not all seeds have been run of {', '.join(summary['missing'])}: left out."
     return text
+
+
+def _rates(summary: dict[str, Any]) -> str:
+    used = ", ".join(sorted({f"{rate:g}" for rate in summary["rates"].values()}))
+    if summary["tuned"]:
+        return "The learning rate of each arm is the best of those tried, by the arm's own aim."
+    return f"No learning rate was tuned; used: {used or 'none'}."
 
 
 def _claims(summary: dict[str, Any]) -> str:
@@ -188,6 +204,9 @@ def _best(summary: dict[str, Any]) -> str:
             f"by {first} - base")  # fmt: skip
     rows = [(arm, _with_t(each["pass"], 0), _with_t(each["pass"], -1), _at(each["pass"], -1),
              _with_t(each[first], -1), _at(each[first], -1)) for arm, each in figures.items()]
+    last = summary["settings"]["temperatures"][-1]
+    if any(f"(T {last:g})" in cell for row in rows for cell in row):
+        return _table(head, rows) + f"\n\nT = {last:g} is the highest that was tried."
     return _table(head, rows)
 
 
@@ -212,15 +231,17 @@ def _carried(summary: dict[str, Any], top: int) -> str:
 def _coscaling(summary: dict[str, Any]) -> str:
     top = summary["ks"][-1]
     few = max(top // 4, 2)
-    head = ("arm", "T", "a", "b", "error of log pass@N", f"measured - predicted pass@{top} (from N "
-            f"<= {few})", "best T for N = " + ", ".join(map(str, summary["ks"])))  # fmt: skip
+    head = ("arm", "T", "a", "b", "error of log pass@N", "largest error, points",
+            f"measured - predicted pass@{top} (from N <= {few})",
+            f"best T for N = {', '.join(map(str, summary['ks']))}")
     rows = []
     for arm, each in summary["coscaling"].items():
         best = ", ".join(f"{t:g}" for t in each["best"])
         for place, t in enumerate(each["temperatures"]):
             rows.append((arm if place == 0 else "", f"{t:g}", f"{each['a'][place]:.3f}",
                          f"{each['b'][place]:.3f}", f"{each['residual'][place]:.3f}",
-                         f"{100 * each['ahead'][place]:+.1f}", best if place == 0 else ""))
+                         f"{100 * each['miss'][place]:.1f}", f"{100 * each['ahead'][place]:+.1f}",
+                         best if place == 0 else ""))
     return _table(head, rows)
 
 
@@ -262,7 +283,8 @@ def _with_t(each: dict[str, list[float]], place: int) -> str:
 
 def write_docs(summary: dict[str, Any], root: Path) -> None:
     """The summary into benchmarks/results, the tables into docs/reproduction.md."""
-    command = " ".join(["python", "benchmarks/reproduce_bon.py", *sys.argv[1:]])
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    command = " ".join(["python", "benchmarks/reproduce_bon.py", *words])
     (root / SUMMARY).parent.mkdir(parents=True, exist_ok=True)
     (root / SUMMARY).write_text(_lines({"command": command} | summary) + "\n", encoding="utf-8")
     text = (root / DOCS).read_text(encoding="utf-8")
