@@ -111,12 +111,16 @@ static int take_places(const block *b)
     return tied != 0;
 }
 
-/* The same with short keys; -1 where the rows are too long or their scores too far apart. */
+/* What is known of a sorted block; TIES: some scores are equal, and b->scores holds all. */
+enum { NOT_FINITE = -1, NO_TIES, TIES };
+
+/* The same with short keys. NOT_FINITE also where the rows are too long or their scores too
+ * far apart: then nothing is sorted. */
 BON_INLINE int sort_short_keys(const block *b, const double *scores, size_t rows)
 {
     const int32_t mask = (int32_t)b->mask;
     if (b->n > BON_MAX_SHORT || !bon_load_short_keys(scores, rows, b->n, mask, b->places))
-        return -1;
+        return NOT_FINITE;
     bon_sort_short_keys(b->places, bon_short_keys(b->n));
     bon_ints tied = {0}, before = ~*(bon_ints *)b->places;
     for (size_t i = 0; i < b->n; i++) {
@@ -128,7 +132,7 @@ BON_INLINE int sort_short_keys(const block *b, const double *scores, size_t rows
     }
     int any = 0;
     for (size_t l = 0; l < LANES; l++) any |= tied[l];
-    return any != 0;
+    return any ? TIES : NO_TIES;
 }
 
 /* A bit for each lane whose scores do not fall: keys that agree but for the index may
@@ -157,23 +161,31 @@ static void sort_long_rows(const block *b, const double *scores, size_t rows)
         }
 }
 
+BON_INLINE int rows_finite(const double *x, size_t rows, size_t n)
+{
+    int finite = 1;
+    for (size_t r = 0; r < rows; r++) finite &= bon_all_finite(x + r * n, n);
+    return finite;
+}
+
 /* Short keys give way to whole ones, these to whole scores. */
 BON_INLINE int sort_short_rows(const block *b, const double *scores, size_t rows)
 {
-    const int tied = sort_short_keys(b, scores, rows);
-    if (tied == 0) return 0;
-    if (tied > 0) {
+    const int found = sort_short_keys(b, scores, rows);
+    if (found == NO_TIES) return NO_TIES;
+    if (found == TIES) {
         gather(b, scores, rows, b->scores);
-        if (!lanes_not_falling(b)) return 1;
+        if (!lanes_not_falling(b)) return TIES;
     }
+    if (!rows_finite(scores, rows, b->n)) return NOT_FINITE;
     bon_load_keys(scores, rows, b->n, b->mask, b->keys);
     bon_sort_keys(b->keys, b->n);
-    if (!take_places(b)) return 0;
+    if (!take_places(b)) return NO_TIES;
     gather(b, scores, rows, b->scores);
     const int wrong = lanes_not_falling(b);
     for (size_t l = 0; wrong && l < LANES; l++)
         if (wrong >> l & 1) sort_lane(b, scores + (l < rows ? l : rows - 1) * b->n, l);
-    return 1;
+    return TIES;
 }
 
 static int sort_short_rows_anywhere(const block *b, const double *scores, size_t rows)
@@ -186,13 +198,13 @@ BON_AVX2 static int sort_short_rows_avx2(const block *b, const double *scores, s
     return sort_short_rows(b, scores, rows);
 }
 
-/* Sorts `rows` rows of scores. Returns whether any scores are equal; then, and only
- * then, b->scores holds them. */
+/* Sorts `rows` rows of scores. Returns NOT_FINITE, NO_TIES or TIES. */
 static int sort_rows(const block *b, const double *scores, size_t rows)
 {
     if (rows < LANES && b->n >= LONG_ROW) {
+        if (!rows_finite(scores, rows, b->n)) return NOT_FINITE;
         sort_long_rows(b, scores, rows);
-        return 1;
+        return TIES;
     }
     return bon_has_avx2() ? sort_short_rows_avx2(b, scores, rows)
                           : sort_short_rows_anywhere(b, scores, rows);
@@ -289,13 +301,6 @@ static bon_status check_within(const double *x, size_t count, size_t *bad)
     return BON_OK;
 }
 
-BON_INLINE int rows_finite(const double *x, size_t rows, size_t n)
-{
-    int finite = 1;
-    for (size_t r = 0; r < rows; r++) finite &= bon_all_finite(x + r * n, n);
-    return finite;
-}
-
 /* -- bon: the exact gradient ----------------------------------------------- */
 
 /* A sample with t samples below it is the best of a random subset of k with the chance
@@ -330,18 +335,32 @@ typedef struct {
     double *lower, *alone; /* [n, LANES] at the start: see weigh_against_subset */
 } levels;
 
-/* The lowest reward of each row. Rewards relative to it are exact zeros if all are equal. */
-BON_INLINE void lowest_rewards(const block *b, size_t lane, bon_vec *lowest)
+/* Fills low with the lowest of each of eight rows; those beyond `rows` repeat the last.
+ * Rewards relative to it are exact zeros if all are equal. False where one is not finite. */
+BON_INLINE int lowest_rewards(const double *x, size_t rows, size_t n, double *low)
 {
-    bon_vec low[2];
-    low[0] = low[1] = *bon_vec_at(b->rewards + lane);
-    for (size_t i = 1; i < b->n; i++) {
-        const bon_vec reward = *bon_vec_at(b->rewards + i * LANES + lane);
-        const bon_choice lower = reward < low[i % 2];
-        bon_choose(&low[i % 2], &lower, &reward, &low[i % 2]);
+    for (size_t l = 0; l < LANES; l++) {
+        const double *row = x + (l < rows ? l : rows - 1) * n;
+        bon_extremes all = {.worst = {row[0], row[0], row[0], row[0]}}, more = all;
+        size_t i = 0;
+        for (; i + 8 <= n; i += 8) {
+            bon_lower(&all.worst, bon_const_vec_at(row + i));
+            bon_lower(&more.worst, bon_const_vec_at(row + i + 4));
+            all.sum += 0.0 * *bon_const_vec_at(row + i);
+            more.sum += 0.0 * *bon_const_vec_at(row + i + 4);
+        }
+        bon_lower(&all.worst, &more.worst);
+        all.sum += more.sum;
+        double zero = (all.sum[0] + all.sum[1]) + (all.sum[2] + all.sum[3]), least = all.worst[0];
+        for (size_t j = 1; j < 4; j++) least = all.worst[j] < least ? all.worst[j] : least;
+        for (; i < n; i++) {
+            zero += 0.0 * row[i];
+            least = row[i] < least ? row[i] : least;
+        }
+        if (zero != 0.0) return 0; /* NaN is not 0 */
+        low[l] = least;
     }
-    const bon_choice lower = low[0] < low[1];
-    bon_choose(lowest, &lower, &low[0], &low[1]);
+    return 1;
 }
 
 BON_INLINE void subtract(const block *b, size_t lane, const bon_vec *base)
@@ -485,13 +504,13 @@ BON_INLINE void finish_baseline(const block *b, const subsets *of, size_t lane,
 }
 
 /* Four rows of a sorted block. */
-BON_INLINE void weigh_four(const block *b, const subsets *of, size_t lane, int tied,
-                           double *value)
+BON_INLINE void weigh_four(const block *b, const subsets *of, const double *low,
+                           size_t lane, int tied, double *value)
 {
     const levels sums = {b->part[0], b->part[1], b->part[2],
                          b->part[3], b->part[4], b->part[5]};
-    bon_vec base, best;
-    lowest_rewards(b, lane, &base);
+    const bon_vec base = *bon_const_vec_at(low + lane);
+    bon_vec best;
     if (of->baseline == BON_BASELINE_SUBSET && of->k > 1 && !tied) {
         weigh_untied(b, of, &base, lane, &best);
     } else if (of->baseline == BON_BASELINE_SUBSET && of->k == 1) {
@@ -516,15 +535,16 @@ BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
                         const double *rewards, size_t left, double *value, double *out)
 {
     const size_t rows = left < LANES ? left : LANES;
-    double eight[LANES];
-    if (!rows_finite(rewards, rows, b->n)) return 0;
-    if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
+    double eight[LANES], low[LANES];
+    if (!lowest_rewards(rewards, rows, b->n, low)) return 0;
     fetch_next(scores, b->n, left);
-    const int tied = sort_rows(b, scores, rows);
+    const int found = sort_rows(b, scores, rows);
+    if (found == NOT_FINITE) return 0;
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
     fetch_next_output(out, b->n, left);
-    for (size_t lane = 0; lane < LANES; lane += 4) weigh_four(b, of, lane, tied, eight);
+    for (size_t lane = 0; lane < LANES; lane += 4)
+        weigh_four(b, of, low, lane, found == TIES, eight);
     for (size_t r = 0; r < rows; r++) value[r] = eight[r];
     scatter(b, rows, out);
     return 1;
@@ -987,9 +1007,9 @@ BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
     const tilted law = parts_of(b);
     double eight[LANES];
     if (!rows_finite(rewards, rows, b->n)) return 0;
-    if (scores != rewards && !rows_finite(scores, rows, b->n)) return 0;
     fetch_next(scores, b->n, left);
-    const int tied = sort_rows(b, scores, rows);
+    const int found = sort_rows(b, scores, rows), tied = found == TIES;
+    if (found == NOT_FINITE) return 0;
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
     fetch_next_output(out, b->n, left);
@@ -1259,10 +1279,10 @@ BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t left, d
                  b->part[4], b->part[5]};
     if (in->chance != NULL) of.weight = b->part[6];
     double top[LANES], all[LANES], phi[LANES];
-    if (!rows_finite(in->scores + start, rows, b->n)) return 0;
     if (!rows_finite(in->logp + start, rows, b->n)) return 0;
     fetch_next(in->scores + start, b->n, left);
-    const int tied = sort_rows(b, in->scores + start, rows);
+    const int found = sort_rows(b, in->scores + start, rows), tied = found == TIES;
+    if (found == NOT_FINITE) return 0;
     fetch_next(in->logp + start, b->n, left);
     gather_shares(b, &of, in, at, rows, top);
     if (by_rank) fill_sft_tables(in, b->n);

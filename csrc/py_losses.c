@@ -207,6 +207,19 @@ done:
 
 /* -- bon_sft --------------------------------------------------------------- */
 
+/* True, with ValueError set, where this row [n] lacks experts or samples of the policy. */
+static int raise_too_few(const uint8_t *expert, size_t row, size_t n, size_t fewest)
+{
+    size_t experts = 0;
+    for (size_t i = 0; i < n; i++) experts += expert[i] != 0;
+    if (experts > 0 && n - experts >= fewest) return 0;
+    PyErr_Format(PyExc_ValueError,
+                 "need 1 demonstration (expert True) and %zu samples of the policy in every "
+                 "row, but row %zu has %zu and %zu",
+                 fewest, row, experts, n - experts);
+    return 1;
+}
+
 PyDoc_STRVAR(bon_sft_doc,
 "bon_sft(scores, logp, expert, chance, win_rate, k, strength, value, weights, start, stop,"
 " /)\n--\n\n"
@@ -252,6 +265,9 @@ static PyObject *py_bon_sft(PyObject *Py_UNUSED(module), PyObject *args)
                               min_size(chunk, end - at), n, &law, in.scratch, in.value + at,
                               in.weights + at * n, &bad);
         Py_END_ALLOW_THREADS
+        const size_t row = at + bad / n;
+        if (status == BON_ERR_DOMAIN && raise_too_few(shown + row * n, row, n, chance ? 1 : 3))
+            goto done;
         if (after(status, "scores and logp", &in, at, bad) < 0) goto done;
     }
     result = Py_NewRef(Py_None);

@@ -727,9 +727,16 @@ def test_options_out_of_range_are_refused(name, options, error, message):
          "expert must hold bools, got dtype float64"),
         (lambda: losses.get("bon_sft")(k=2)(
             ONE_ROW * 2, ONE_ROW * 2, ONE_ROW * 2, expert=[*EXPERTS, [False] * 4]),
-         ValueError, r"1 demonstration \(expert True\) of every prompt, but row 1 has 0"),
+         ValueError, r"1 demonstration \(expert True\) and 3 samples .* row 1 has 0 and 4"),
         (lambda: losses.get("bon_sft")(k=2)(ONE_ROW, ONE_ROW, ONE_ROW, expert=[[True] * 2 +
-         [False] * 2]), ValueError, "3 samples of the policy .* row 0 has 2"),
+         [False] * 2]), ValueError, "3 samples of the policy .* row 0 has 2 and 2"),
+        (lambda: losses.get("bon_sft")(k=2)(
+            ONE_ROW * 2, ONE_ROW * 2, ONE_ROW * 2, expert=EXPERTS * 2,
+            mask=[[True] * 4, [False] + [True] * 3]),
+         ValueError, r"1 demonstration \(expert True\) and 3 samples .* row 1 has 0 and 3"),
+        (lambda: losses.get("bon_sft")(k=2, enumerated=True)(
+            ONE_ROW, ONE_ROW, np.log([[0.25] * 4]), expert=[[False] * 4]),
+         ValueError, r"and 1 samples of the policy in every row, but row 0 has 0 and 4"),
     ],
 )  # fmt: skip
 def test_inputs_that_do_not_fit_get_a_sentence(call, error, message):
@@ -769,7 +776,9 @@ B = np.array(EXPERTS)
         (lambda: _losses.bon_sft(A, A, A, None, None, 2, 1.0, V, W, 0, 1), TypeError,
          "expert must be a C-contiguous bool"),
         (lambda: _losses.bon_sft(A, A, ~B & B, None, None, 2, 1.0, V, W, 0, 1), ValueError,
-         "out of its range at row 0"),
+         "row 0 has 0 and 4"),
+        (lambda: _losses.bon_sft(A, A, B, None, A + 1, 2, 1.0, V, W, 0, 1), ValueError,
+         "out of its range at row 0, column 1"),
         (lambda: _losses.count_correct(A + 0.5, V, 0, 1), ValueError,
          "rewards must be 0 or 1, but row 0, column 0"),
         (lambda: _losses.two_weights(A, V, np.zeros(2), W, 0, 1), ValueError, "miss must have one"),

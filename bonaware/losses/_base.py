@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from bonaware._arguments import Floats, as_floats, place
 from bonaware._votes import as_mask
 
-__all__ = ["Batch", "Loss", "empty", "need_choice", "need_count", "need_nonnegative"]
+__all__ = ["Batch", "Loss", "empty", "has_gaps", "need_choice", "need_count", "need_nonnegative"]
 
 
 WHOLE = ("fail", "ref_scores")  # inputs that a mask does not belong to
@@ -294,6 +294,11 @@ def empty(batch: Batch) -> tuple[Floats, Floats]:
     """Arrays for the value [P] and the weights [P, n] that a kernel fills."""
     shape = batch.rewards.shape
     return np.empty(shape[0]), np.empty(shape)
+
+
+def has_gaps(there: NDArray[np.bool_]) -> bool:
+    """False for the array that stands for rows without mask: one True, seen everywhere."""
+    return any(there.strides)
 
 
 def need_count(x: int, name: str) -> None:

@@ -6,19 +6,14 @@ from numpy.typing import NDArray
 from bonaware import _losses
 from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
-from bonaware.losses._base import Batch
+from bonaware.losses._base import Batch, has_gaps
 
-__all__ = ["count_correct", "fail_by_reward", "has_gaps", "need_binary", "two_weights"]
+__all__ = ["count_correct", "fail_by_reward", "need_binary", "two_weights"]
 
 
 def need_binary(batch: Batch, there: NDArray[np.bool_]) -> None:
     """Refuse rewards that are neither 0 nor 1, where samples are."""
     count_correct(np.where(there, batch.rewards, 0.0) if has_gaps(there) else batch.rewards)
-
-
-def has_gaps(there: NDArray[np.bool_]) -> bool:
-    """False for the array that stands for rows without mask: one True, seen everywhere."""
-    return any(there.strides)
 
 
 def count_correct(rewards: Floats) -> Floats:

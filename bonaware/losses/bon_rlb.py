@@ -6,14 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
-from bonaware.losses._base import Batch, Loss, need_choice, need_count, need_nonnegative
-from bonaware.losses._binary import (
-    count_correct,
-    fail_by_reward,
+from bonaware.losses._base import (
+    Batch,
+    Loss,
     has_gaps,
-    need_binary,
-    two_weights,
+    need_choice,
+    need_count,
+    need_nonnegative,
 )
+from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
 
 __all__ = ["LOSS", "BonRlb"]
 

@@ -6,14 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
-from bonaware.losses._base import Batch, Loss, need_choice, need_count
-from bonaware.losses._binary import (
-    count_correct,
-    fail_by_reward,
-    has_gaps,
-    need_binary,
-    two_weights,
-)
+from bonaware.losses._base import Batch, Loss, has_gaps, need_choice, need_count
+from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
 
 __all__ = ["LOSS", "BonRlbP"]
 

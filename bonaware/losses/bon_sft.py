@@ -9,7 +9,7 @@ from bonaware import _losses
 from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
 from bonaware.estimators import bon_lambda
-from bonaware.losses._base import Batch, Loss, empty, need_count
+from bonaware.losses._base import Batch, Loss, empty, has_gaps, need_count
 from bonaware.losses._bon_law import STEPS_PER_SAMPLE, chances
 
 __all__ = ["LOSS", "BonSft"]
@@ -72,20 +72,19 @@ class BonSft(Loss):
         need_count(self.k, "k")
 
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
-        experts, policy = batch.expert & there, ~batch.expert & there
-        for samples, what, fewest in (
-            (experts, "demonstration (expert True)", 1),
-            (policy, "samples of the policy (expert False)", 1 if self.enumerated else 3),
-        ):
-            counts = samples.sum(1)
-            if (counts < fewest).any():
-                row = int(np.argmax(counts < fewest))
+        if has_gaps(there):  # otherwise the kernel says the same
+            experts = (batch.expert & there).sum(1)
+            policy = there.sum(1) - experts
+            fewest = 1 if self.enumerated else 3
+            few = (experts < 1) | (policy < fewest)
+            if few.any():
+                row = int(np.argmax(few))
                 raise ValueError(
-                    f"{self} needs at least {fewest} {what} of every prompt, but row {row} has "
-                    f"{counts[row]}"
+                    f"need 1 demonstration (expert True) and {fewest} samples of the policy in "
+                    f"every row, but row {row} has {experts[row]} and {policy[row]}"
                 )
         if self.enumerated:
-            chances(batch.logp, policy)
+            chances(batch.logp, ~batch.expert & there)
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         chance = chances(batch.logp, ~batch.expert) if self.enumerated else None
