@@ -17,6 +17,7 @@ from bonaware import estimators
 __all__ = ["Curves", "curves", "which_k"]
 
 BOOTSTRAP_SEED = 0
+GAP = "   "  # between the columns of a table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,28 +74,39 @@ class Curves:
             },
         }
 
+    def to_text(self, width: int | None = None) -> str:
+        """The table in characters.
+
+        Parameters
+        ----------
+        width : int, optional
+            Columns of characters. Curves that do not fit go on below, under their own k.
+        """
+        k, *curves = zip(*self._cells(), strict=True)
+        blocks: list[list[tuple[str, ...]]] = []
+        used = 0
+        for curve in curves:
+            wide = len(GAP) + max(map(len, curve))
+            if not blocks or (width is not None and used + wide > width):
+                blocks.append([k])
+                used = max(map(len, k))
+            blocks[-1].append(curve)
+            used += wide
+        return "\n\n".join("\n".join(_lines(block)) for block in blocks) + f"\n{self.note}"
+
     def __repr__(self) -> str:
-        head, *body = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = [
-            "   ".join(
-                cell.rjust(width) if column == 0 else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (head, *body)
-        ]
-        return "\n".join((*lines, self._note()))
+        return self.to_text()
 
     def _repr_html_(self) -> str:
         head, *body = self._cells()
-        titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        titles = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
         rows = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in body
         )
         return (
             f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<p>{html.escape(self._note())}</p>"
+            f"<p>{html.escape(self.note)}</p>"
         )
 
     def _cells(self) -> list[list[str]]:
@@ -108,7 +120,9 @@ class Curves:
             rows.append(row)
         return rows
 
-    def _note(self) -> str:
+    @property
+    def note(self) -> str:
+        """What the figures are estimated from, in a sentence."""
         if self.prompts == 1:
             return f"estimated from n={self.n} samples of 1 prompt; an interval needs at least 2"
         return (
@@ -216,6 +230,18 @@ def _interval(
     if len(values) == 1:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
     return estimators.interval(values, axis=0, level=level, rng=BOOTSTRAP_SEED)
+
+
+def _lines(columns: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns of cells as aligned lines, the first column to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        GAP.join(
+            cell.rjust(width) if column == 0 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def _plain(values: NDArray[np.float64]) -> list[float | None]:

@@ -8,7 +8,7 @@ import html
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass
 from inspect import signature
@@ -24,6 +24,7 @@ from bonaware._progress import Bar, Progress
 from bonaware.curves import Curves, curves, which_k
 from bonaware.samples import Request, Sample, Samples, seed_of
 from bonaware.store import Store
+from bonaware.verifiers import get as get_verifier
 
 __all__ = ["Run", "evaluate"]
 
@@ -40,6 +41,7 @@ class Run:
     rewards : float64, shape [P, n]
         NaN where there is no sample.
     scores : dict of name -> float64, shape [P, n]
+        NaN where there is no sample, or one without a score: it is chosen last.
     answers : nested list [P][n] of str or None, or None
         What the samples vote for; None where the task has no answers.
     settings : dict
@@ -79,7 +81,7 @@ class Run:
 
     def curves(self, level: float = 0.95) -> Curves:
         """Estimates for each k, with intervals of that level; see `bonaware.curves.curves`."""
-        rewards, scores, answers = self._counted()
+        rewards, scores, answers = self._of(self.counted)
         if not len(rewards):
             raise ValueError(
                 f"need a prompt with all n={self.n} samples, but of {len(self.rewards)} prompts "
@@ -87,33 +89,78 @@ class Run:
             )
         return curves(rewards, scores, answers, k=self.k, level=level)
 
-    def selected(self) -> dict[str, float]:
-        """Mean reward of the sample that each selector picks from all a prompt has.
+    def chosen(self) -> dict[str, NDArray[np.int64]]:
+        """Which sample `[P]` each selector picks from all a prompt has; -1 where it has none.
 
         Equal scores and votes: the sample with the lowest index.
         """
-        rewards, scores, answers = self._counted()
-        mask = ~np.isnan(rewards)
-        picks = {name: select.best_of_n(score, mask=mask) for name, score in scores.items()}
+        mask = ~np.isnan(self.rewards)
+        rows = np.asarray(mask.any(axis=1))
+        _, scores, answers = self._of(rows)
+        picks = {name: select.best_of_n(score, mask=mask[rows]) for name, score in scores.items()}
         if answers is not None:
-            picks["majority"] = select.majority(answers, mask=mask)
-        rows = np.arange(len(rewards))
-        return {name: float(rewards[rows, pick].mean()) for name, pick in picks.items()}
+            picks["majority"] = select.majority(answers, mask=mask[rows])
+        chosen = {name: np.full(len(mask), -1) for name in picks}
+        for name, pick in picks.items():
+            chosen[name][rows] = pick
+        return chosen
+
+    def selected(self) -> dict[str, float]:
+        """Mean reward of the samples that each selector picks; see `chosen`."""
+        rows = np.flatnonzero(self.counted)
+        return {name: float(self.rewards[rows, pick[rows]].mean())
+                for name, pick in self.chosen().items()}
 
     def plot(self, ax=None, level: float = 0.95):
         """Draw the curves with their intervals; returns the matplotlib Axes."""
         from bonaware import plot
 
         ax = plot.curves(self.curves(level), ax=ax)
-        ax.set_title(f"{self._title()}\n{ax.get_title()}")
+        ax.set_title(f"{self.title}\n{ax.get_title()}")
         return ax
 
-    def summary(self) -> str:
-        """The curves as a table, what each selector picks, and what it cost."""
-        lines = [self._head(), ""]
+    def report(self, path: str | os.PathLike[str], level: float = 0.95) -> Path:
+        """Write one HTML page: settings, curves, tables, prompts and samples to look through.
+
+        Parameters
+        ----------
+        path : str or path
+            Is replaced.
+        level : float
+            Of the intervals, in (0, 1).
+
+        Returns
+        -------
+        Path
+            Where it lies.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+
+        Notes
+        -----
+        The page loads nothing and needs no server; what models wrote is shown as text. How
+        much of a large run it shows is bounded and said there; see `bonaware.report`.
+        """
+        from bonaware import report
+
+        return report.write(self, path, level)
+
+    def summary(self, width: int | None = None) -> str:
+        """The curves as a table, what each selector picks, and what it cost.
+
+        Parameters
+        ----------
+        width : int, optional
+            Columns of the terminal: a wider table goes on below.
+        """
+        lines = [self.head, ""]
         if self.counted.any():
             picks = self.selected()
-            lines.append(repr(self.curves()))
+            lines.append(self.curves().to_text(width))
+            lines += self.without_score()
             if picks:
                 chosen = ", ".join(f"{name} {reward:.3f}" for name, reward in picks.items())
                 lines.append(f"chosen from all samples (ties: lowest index): {chosen}")
@@ -128,23 +175,37 @@ class Run:
 
     def _repr_html_(self) -> str:
         table = self.curves()._repr_html_() if self.counted.any() else ""
-        return f"<p><b>{html.escape(self._head())}</b></p>{table}"
+        return f"<p><b>{html.escape(self.head)}</b></p>{table}"
 
-    def _counted(self):
-        rows = self.counted
+    def without_score(self) -> list[str]:
+        """A sentence for each verifier that left samples without a score."""
+        drawn = ~np.isnan(self.rewards[self.counted])
+        missing = {name: int((np.isnan(score[self.counted]) & drawn).sum())
+                   for name, score in self.scores.items()}
+        return [f"{count} of {int(drawn.sum())} samples have no score by {name} and are chosen last"
+                for name, count in missing.items() if count]
+
+    def _of(self, rows: NDArray[np.bool_]) -> tuple[Any, dict[str, Any], Any]:
+        """Rewards, scores and answers of some prompts, as selectors take them."""
+        rewards = self.rewards[rows]
         answers = self.answers and [
             row for row, used in zip(self.answers, rows, strict=True) if used
         ]
-        scores = {name: score[rows] for name, score in self.scores.items()}
-        return self.rewards[rows], scores, answers
+        scores = {name: _unscored_last(score[rows], rewards)
+                  for name, score in self.scores.items()}
+        return rewards, scores, answers
 
-    def _title(self) -> str:
+    @property
+    def title(self) -> str:
+        """Model and task, or what else the samples are from."""
         words = [self.settings.get(name) for name in ("model", "task", "recorded")]
         return " on ".join(str(word) for word in words if word) or "samples"
 
-    def _head(self) -> str:
+    @property
+    def head(self) -> str:
+        """One line: what was drawn, and whether all of it."""
         drawn = int((~np.isnan(self.rewards)).sum())
-        text = f"{self._title()}: {len(self.rewards)} prompts, n={self.n}, {drawn} samples"
+        text = f"{self.title}: {len(self.rewards)} prompts, n={self.n}, {drawn} samples"
         if self.complete:
             return text
         wanted = self.rewards.size
@@ -157,7 +218,7 @@ def evaluate(
     n: int = 32,
     *,
     k: Sequence[int] | None = None,
-    verifiers: Sequence[Any] = ("likelihood",),
+    verifiers: Sequence[Any] | Mapping[str, Any] = ("likelihood",),
     temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -181,8 +242,9 @@ def evaluate(
         Samples per problem, >= 1. A store can be extended later: 8, then 32.
     k : sequence of int, optional
         Each ``1 <= k <= n``. Default: 1, 2, 4, ... n.
-    verifiers : sequence of str or verifier
-        Each gives a score per sample to select by.
+    verifiers : sequence of str or verifier, or a mapping of names to them
+        Each gives a score per sample to select by. A verifier without a name here is called
+        by its own, or as its `repr` says.
     temperature : float or sequence of n floats
         A float for all, or one per sample index. At most one sample at temperature 0.
     top_k, top_p, min_p : optional
@@ -313,19 +375,41 @@ def _check_sampling(n: int, temperature: Any) -> tuple[int, float | list[float]]
     return int(n), schedule.tolist()
 
 
-def _verifiers(given: Sequence[Any], task: Any) -> dict[str, Any]:
+def _verifiers(given: Sequence[Any] | Mapping[str, Any], task: Any) -> dict[str, Any]:
     """Name -> verifier; those that want the task get it."""
     if isinstance(given, str):
         raise TypeError(f"verifiers must be a sequence of names or verifiers, got {given!r}")
-    judges = {}
-    for one in given:
-        if isinstance(one, str):
-            kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
-            wants_task = "task" in signature(kind).parameters
-            judges[one] = kind(task=task) if wants_task else kind()
-        else:
-            judges[repr(one) if is_dataclass(one) else type(one).__name__] = one
-    return judges
+    pairs = list(given.items()) if isinstance(given, Mapping) else [
+        (_verifier_name(one), one) for one in given
+    ]
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"two verifiers are called {twice[0]!r}: name them, as in "
+                         "verifiers={'one': ..., 'other': ...}")
+    return {name: _verifier(one, task) for name, one in pairs}
+
+
+def _verifier_name(one: Any) -> str:
+    if isinstance(one, str):
+        return one
+    return repr(one) if is_dataclass(one) else type(one).__name__
+
+
+def _verifier(one: Any, task: Any) -> Any:
+    if not isinstance(one, str):
+        return one
+    kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
+    return kind(task=task) if "task" in signature(kind).parameters else get_verifier(one)
+
+
+def _unscored_last(scores: NDArray[np.float64], rewards: NDArray[np.float64]) -> Any:
+    """Scores that selectors can rank: a sample without one comes after all the others."""
+    missing = np.isnan(scores) & ~np.isnan(rewards)
+    if not missing.any():
+        return scores
+    least = np.nanmin(scores, initial=0.0)
+    last = least - max(1.0, abs(least))  # a step that no rounding swallows
+    return np.where(missing, last, scores)
 
 
 def _seed(rng: Any, db: Store | None) -> int:
@@ -392,10 +476,15 @@ def _draw(
 def _answers(task, problems, texts) -> list[list[str | None]] | None:
     """What each sample votes for; None where no sample votes."""
     answers = [
-        [None if text is None else task.answer(problem, text) for text in row]
-        for problem, row in zip(problems, texts, strict=True)
+        _answers_of(task, problem, row) for problem, row in zip(problems, texts, strict=True)
     ]
     return answers if any(map(any, answers)) else None
+
+
+def _answers_of(task, problem, texts) -> list[str | None]:
+    """The answers of a problem's samples; equal texts are read once."""
+    known = {text: None if text is None else task.answer(problem, text) for text in {*texts}}
+    return [known[text] for text in texts]
 
 
 def _session(lm: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ REWARDS = ("rewards", "reward", "correct", "is_correct", "passed", "score")
 SCORES = ("scores", "pred_score", "rm_score", "score")
 ANSWERS = ("answers", "pred", "preds", "predictions", "extracted_answer", "all_answers")
 GOLD = ("gold", "gold_answer", "target")
-PROBLEM = ("problem", "problem_id", "question_id", "task_id", "idx", "id")
+PROBLEM = ("problem", "problem_id", "question_id", "task_id", "idx", "id", "prompt", "question")
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -72,7 +72,7 @@ def evaluate_recorded(
         else 0. Default, where no field holds rewards: the first of gold, gold_answer, target.
     problem : str, optional
         One row per sample: the field that names the problem. Default: the first of problem,
-        problem_id, question_id, task_id, idx, id.
+        problem_id, question_id, task_id, idx, id, prompt, question.
     k : sequence of int, optional
         At which curves are estimated; default 1, 2, 4, ... n.
 
@@ -89,7 +89,8 @@ def evaluate_recorded(
     Notes
     -----
     An entry that is itself a list counts by its first element, as reward models write
-    ``[[0.3], [1.2]]`` and some logs ``[["42", tokens], ...]``.
+    ``[[0.3], [1.2]]`` and some logs ``[["42", tokens], ...]``. A score of null says that the
+    sample has none: a selector takes it last, and the run says how many there are.
 
     Examples
     --------
@@ -186,7 +187,7 @@ class _Table:
             rewards = [float(answer is not None and answer == gold) for answer in answers]
         else:
             rewards = [_number(entry, fields.rewards) for entry in columns[fields.rewards]]
-        scores = [[_number(columns[f][i], f) for f in fields.scores] for i in range(count)]
+        scores = [[_score(columns[f][i], f) for f in fields.scores] for i in range(count)]
         p = self._problem(row)
         self.rewards[p] += rewards
         self.answers[p] += answers
@@ -278,6 +279,11 @@ def _number(entry: Any, name: str) -> float:
     if not isinstance(value, bool | int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite numbers, or true and false, found {entry!r:.80}")
     return float(value)
+
+
+def _score(entry: Any, name: str) -> float:
+    """A number; NaN for null."""
+    return np.nan if _inner(entry) is None else _number(entry, name)
 
 
 def _text(entry: Any, name: str | None) -> str | None:
