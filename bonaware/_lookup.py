@@ -5,10 +5,12 @@ one fixed attribute. Adding a file is all it takes to add one.
 """
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["available", "load"]
+__all__ = ["available", "load", "make"]
 
 
 def available(package: str) -> tuple[str, ...]:
@@ -41,3 +43,27 @@ def load(package: str, name: str, attribute: str) -> Any:
             f"there is no {name!r} in {package}; there are: {', '.join(available(package))}"
         )
     return getattr(importlib.import_module(f"{package}.{name}"), attribute)
+
+
+def make(package: str, name: str, attribute: str, options: Mapping[str, Any]) -> Any:
+    """What `load` finds, called with options.
+
+    Raises
+    ------
+    TypeError
+        There is no such option, or one that has no default is missing; the message lists
+        those there are. And as `load`.
+    ValueError
+        As `load`.
+    """
+    kind = load(package, name, attribute)
+    taken = inspect.signature(kind).parameters
+    wrong = [option for option in options if option not in taken]
+    missing = [o.name for o in taken.values() if o.default is o.empty and o.name not in options]
+    if wrong or missing:
+        said = f"there is no {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"
+        word = package.rpartition(".")[2].removesuffix("s")
+        raise TypeError(
+            f"options of {word} {name}: {said}; there are: {', '.join(taken) or 'none'}"
+        )
+    return kind(**options)

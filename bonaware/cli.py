@@ -11,6 +11,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -18,23 +20,41 @@ from pathlib import Path
 from typing import Any
 
 import bonaware
+from bonaware.data import available as embedded_models
 
 __all__ = ["main"]
 
 SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 HIDDEN = ("routes", "fingerprint")  # long, and in the store
+# What `bonaware evaluate` without --model, --task and --samples takes: what comes with the package.
+EMBEDDED = {
+    "model": "countdown",
+    "task": "countdown",
+    "limit": 300,
+    "verifier": {
+        "countdown-verifier": ("reward_model", {"model": "countdown-verifier"}),
+        "likelihood": ("likelihood", {}),
+    },
+}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
 
 EVALUATE = """\
 examples:
+  bonaware evaluate
+  bonaware evaluate --n 64 --limit 1000 --task-option level=hard
   bonaware evaluate --model models/stories --task keywords
   bonaware evaluate --model models/Qwen3-0.6B --task gsm8k --n 32 --limit 100 --plot curves.png
   bonaware evaluate --model models/Qwen3-0.6B --task jsonl --task-option path=mine.jsonl
+  bonaware evaluate --model countdown --task countdown --verifier exact \\
+                    --verifier reward_model:model=countdown-verifier
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
   bonaware evaluate --samples run.sqlite
 
+Without --model, --task and --samples the embedded model and verifier are measured on 300
+problems of the task countdown.
 Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
 on where it stopped; a larger --n draws only what is missing.
+The report is one HTML page beside the store: curves, tables, and the samples to look through.
 """
 
 GENERATE = """\
@@ -107,9 +127,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> bool:
+    if not (args.samples or args.model or args.task):
+        _take_embedded(args)
     _check_evaluate(args)
     run = _recorded(args) if args.samples else _drawn(args)
-    print(json.dumps(_as_json(run)) if args.json else run.summary())
+    report = _report_path(run, args)
+    print(json.dumps(_as_json(run, report)) if args.json else _shown(run))
+    if report:
+        _say(f"report: {run.report(report)}")
     if args.export:
         from bonaware.store import Store
 
@@ -127,13 +152,41 @@ def _evaluate(args: argparse.Namespace) -> bool:
     return run.complete or bool(args.samples)
 
 
+def _take_embedded(args: argparse.Namespace) -> None:
+    """Fill in what was not given."""
+    for name, value in EMBEDDED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def _shown(run: Any) -> str:
+    """Table and curves, as wide as the terminal; in a file or a pipe the table is not folded."""
+    columns = shutil.get_terminal_size().columns
+    text = run.summary(columns if sys.stdout.isatty() else None)
+    if run.counted.any():
+        from bonaware import _charts
+
+        drawn = _charts.text(run.curves(), min(columns, 100), sys.stdout.encoding or "ascii")
+        text = f"{text}\n\n{drawn}"
+    return _printable(text)
+
+
+def _report_path(run: Any, args: argparse.Namespace) -> Path | None:
+    """Beside the store that was drawn into, unless said otherwise."""
+    if args.report or args.no_report:
+        return Path(args.report) if args.report else None
+    return run.store.with_suffix(".report.html") if run.store and not args.samples else None
+
+
 def _check_evaluate(args: argparse.Namespace) -> None:
     if args.samples and (args.model or args.task):
         raise UsageError("give --samples, or --model and --task, not both")
     if not args.samples and not (args.model and args.task):
+        given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
+        known = embedded_models() if args.task else bonaware.tasks.available()
         raise UsageError(
-            "give --model FOLDER and --task NAME to draw samples, or --samples FILE to measure "
-            f"recorded ones; tasks: {', '.join(bonaware.tasks.available())}"
+            f"--{given} {getattr(args, given)} needs --{missing} too: {', '.join(known)}"
+            f"{', or a folder' if args.task else ''}; with neither, the embedded model is measured"
         )
     if args.export and (args.samples or args.no_store):
         raise UsageError("--export writes what is in the store: it needs --model and a store")
@@ -142,6 +195,8 @@ def _check_evaluate(args: argparse.Namespace) -> None:
     drawing = [a for a in args.drawing if getattr(args, a.dest) != a.default]
     if args.samples and drawing:
         raise UsageError(f"{drawing[0].option_strings[0]} is for drawing; --samples are drawn")
+    if args.report and not Path(args.report).absolute().parent.is_dir():
+        raise UsageError(f"--report {args.report}: {Path(args.report).parent} is no folder")
     if args.plot:
         _need("matplotlib", "plots need matplotlib: pip install 'bonaware[plot]'")
     if args.export and Path(args.export).suffix == ".parquet":
@@ -157,13 +212,17 @@ def _need(module: str, sentence: str) -> None:
 def _recorded(args: argparse.Namespace) -> Any:
     named = {name: getattr(args, name) for name in ("rewards", "answers", "gold", "problem")}
     run = bonaware.evaluate_recorded(args.samples, **named, scores=args.scores, k=args.k)
-    _say_settings({name: value for name, value in run.settings.items() if value is not None})
+    _say_settings(run.settings)
     return run
 
 
 def _drawn(args: argparse.Namespace) -> Any:
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
     task.load(split=args.split, limit=1)  # missing data are said before a large model is read
+    verifiers = {
+        label: bonaware.verifiers.get(name, **options) if options else name
+        for label, (name, options) in (args.verifier or {"likelihood": ("likelihood", {})}).items()
+    }
     lm = _load(args)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     store = None if args.no_store else args.store or _store_name(lm, args, sampling)
@@ -171,12 +230,12 @@ def _drawn(args: argparse.Namespace) -> Any:
     given = {name: value for name, value in sampling.items() if value is not None}
     _say_settings(
         lm.settings()
-        | {"task": task.name, "split": args.split, "n": args.n, "seed": args.seed}
+        | {"task": task.name, **dict(args.task_option), "split": args.split, "limit": args.limit}
+        | {"verifiers": ", ".join(verifiers), "n": args.n, "seed": args.seed}
         | sampling | defaults | given
     )  # fmt: skip
     if store:
         _say(f"store: {store}{' (continued)' if Path(store).exists() else ''}")
-    verifiers = args.verifier or ["likelihood"]
     return bonaware.evaluate(
         lm, task, args.n, k=args.k, verifiers=verifiers, limit=args.limit, split=args.split,
         rng=args.seed, store=store, progress=True, **sampling,
@@ -187,15 +246,16 @@ def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any]) -> 
     """In the current folder; one name for the same samples, whatever n and limit are."""
     same = [lm.fingerprint, args.task, sorted(args.task_option), args.split, args.seed, sampling]
     digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
-    return f"{lm.name}-{args.task}-{digest}.sqlite"
+    return f"{'-'.join(dict.fromkeys([lm.name, args.task]))}-{digest}.sqlite"
 
 
-def _as_json(run: Any) -> dict[str, Any]:
+def _as_json(run: Any, report: Path | None) -> dict[str, Any]:
     stats = run.samples.stats if run.samples else None
     figures = run.curves().to_dict() | {"selected": run.selected()} if run.counted.any() else {}
     return {
         "settings": run.settings,
         "store": str(run.store) if run.store else None,
+        "report": str(report) if report else None,
         "complete": run.complete,
         **figures,
         "stats": stats and dataclasses.asdict(stats),
@@ -402,7 +462,8 @@ def _say(text: str) -> None:
 
 
 def _say_settings(settings: dict[str, Any]) -> None:
-    shown = {name: value for name, value in settings.items() if name not in HIDDEN}
+    shown = {name: value for name, value in settings.items()
+             if name not in HIDDEN and value is not None}
     _say("settings: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
 
 
@@ -411,7 +472,8 @@ def _sentence(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | TypeError | OSError | RuntimeError | ImportError):
+    told = ValueError | TypeError | OSError | RuntimeError | ImportError | MemoryError
+    if isinstance(error, told) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"
 
@@ -447,6 +509,19 @@ def _option(text: str) -> tuple[str, Any]:
     return name, value
 
 
+class _Verifier(argparse.Action):
+    """NAME or NAME:OPTION=VALUE,... into a dict: what was given -> name and options."""
+
+    def __call__(self, parser: Any, args: Any, values: Any, option: str | None = None) -> None:
+        name, _, rest = values.partition(":")
+        try:
+            # A comma parts options only where another one begins: paths may hold some.
+            options = dict(_option(part) for part in re.split(r",(?=\w+=)", rest) if rest)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"{option} {values}: {error}")
+        setattr(args, self.dest, {**(getattr(args, self.dest) or {}), values: (name, options)})
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bonaware", description="Best-of-N on CPU: draw, select, measure."
@@ -475,23 +550,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "bonaware evaluate --model FOLDER --task NAME [options]\n"
+        "bonaware evaluate [options]\n"
+        "       bonaware evaluate --model FOLDER --task NAME [options]\n"
         "       bonaware evaluate --samples FILE [options]"
     )
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder")
+    what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder, or the name of an "
+                      f"embedded model: {', '.join(embedded_models())}")  # fmt: skip
     what.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
     what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
                       default=[], help="an option of the task; may be repeated")  # fmt: skip
     what.add_argument("--split", default="test", help="default: test")
     what.add_argument("--limit", type=int, metavar="P", help="the first P problems only")
-    what.add_argument("--verifier", metavar="NAME", action="append",
-                      help=f"select by it: {', '.join(bonaware.verifiers.available())}; may be "
-                      "repeated (default: likelihood)")  # fmt: skip
+    what.add_argument("--verifier", metavar="NAME[:OPTION=VALUE,...]", action=_Verifier,
+                      help=f"select by it: {', '.join(bonaware.verifiers.available())}, with "
+                      "its options, as in reward_model:model=FOLDER; may be repeated "
+                      "(default: likelihood)")  # fmt: skip
     _model_arguments(parser, n=32, length="the task's")
     where = parser.add_argument_group("where it goes")
     where.add_argument("--store", metavar="FILE", help="default: MODEL-TASK-SETTINGS.sqlite")
     where.add_argument("--no-store", action="store_true", help="keep samples in memory only")
+    report = where.add_mutually_exclusive_group()
+    report.add_argument("--report", metavar="FILE", help="HTML page (default: beside the store)")
+    report.add_argument("--no-report", action="store_true", help="write none")
     where.add_argument("--export", metavar="FILE", help="samples as .parquet or .jsonl")
     where.add_argument("--plot", metavar="FILE", help="the curves as .png, .pdf or .svg")
     where.add_argument("--k", type=_numbers(int), metavar="K,K,...", help="default: 1,2,4,...,n")

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -64,13 +65,19 @@ def show_config(file: Any = None) -> None:
     >>> show_config()  # doctest: +ELLIPSIS
     bonaware   ...
     """
+    from bonaware.routes import cache_file
+
     file = file or sys.stdout
     facts = describe()
-    routes, chosen = facts.pop("routes", {}), facts.pop("chosen", [])
+    routes, chosen = facts.pop("routes", {}), facts.pop("chosen", {})
     for name, value in facts.items():
         if value is not None:
             print(f"{name:<10} {value}", file=file)
     for dtype, names in routes.items():
         print(f"{dtype:<10} can be computed by {' or '.join(names)}", file=file)
-    for choice in chosen:
-        print(f"route      {choice}", file=file)
+    for machine, known in chosen.items():
+        counts = Counter(f"{product.split()[0]} by {route}" for product, route in known.items())
+        measured = ", ".join(f"{count} of {what}" for what, count in sorted(counts.items()))
+        print(f"routes     {measured} ({machine})", file=file)
+    if chosen:
+        print(f"           measured product by product, kept in {cache_file()}", file=file)

@@ -430,7 +430,7 @@ class LM:
             raise MemoryError(
                 f"{what} of a text of {length + max(lengths, default=0)} tokens needs "
                 f"{_megabytes(needed)}, but memory={self.memory} allows "
-                f"{_megabytes(self.memory)}: give LM.load more memory or pass less text at once")
+                f"{_megabytes(self.memory)}: give more memory or pass less text at once")
 
     def _pairs(self, prompts: Any, completions: Any) -> Iterator[tuple[Prompt, Any]]:
         """Prompts with their completions."""
@@ -681,7 +681,7 @@ class Drawing(Iterator[Sample]):
                 raise MemoryError(
                     f"one sample of prompt {request.prompt} needs {_megabytes(needed)} of cache "
                     f"and scratch, but memory={lm.memory} allows {_megabytes(lm.memory)}: give "
-                    "LM.load more memory or lower max_new_tokens"
+                    "more memory or lower max_new_tokens"
                 )
         together = (slots + 1) * max((sum(blocks) for blocks in need), default=0)
         wanted = min(together, sum(

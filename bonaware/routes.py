@@ -81,13 +81,9 @@ def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
     return chosen
 
 
-def cached_choices() -> list[str]:
-    """Every cached choice as a line of text."""
-    return [
-        f"{key}: {route} ({machine})"
-        for machine, known in _read().items()
-        for key, route in known.items()
-    ]
+def cached_choices() -> dict[str, dict[str, str]]:
+    """Every cached choice: {machine: {"float32 2048x2048 prefill": route, ...}}."""
+    return _read()
 
 
 def _fastest(model: Any, index: int, routes: list[str], rows: int) -> str:

@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to which stream, and one sentence per error."""
 
 import dataclasses
+import io
 import json
 import re
 import signal
@@ -77,12 +78,62 @@ def test_evaluate_prints_the_table_to_stdout_and_the_rest_to_stderr(lm, capsys, 
     out, err = capsys.readouterr()
     assert out.startswith("fake on digits: 6 prompts, n=8, 48 samples\n\n")
     assert re.search(r"^8   \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]   ", out, re.MULTILINE)
-    assert "settings: model fake, threads 1, task digits, split test, n 8, seed 0" in err
-    assert "max_new_tokens 9, stop_strings ['!']" in err
+    assert ("settings: model fake, threads 1, task digits, split test, verifiers likelihood, "
+            "n 8, seed 0, temperature 1.0, max_new_tokens 9, stop_strings ['!']\n") in err
     assert "48/48" in err
-    (store,) = tmp_path.iterdir()
+    (store,) = tmp_path.glob("*.sqlite")
     assert re.fullmatch(r"fake-digits-[0-9a-f]{8}\.sqlite", store.name)
     assert f"samples: {store.name} (a larger --n adds to it" in err
+
+
+def test_the_curves_are_drawn_below_the_table(lm, capsys):
+    assert cli.main(EVALUATE) == 0
+    out, _ = capsys.readouterr()
+    table, _, chart = out.partition("\n\nsolved (share of prompts)\n")
+    assert table.startswith("fake on digits")
+    assert chart.count("●") == 4 + 1  # k = 1, 2, 4, 8, and the name
+    assert chart.endswith("k, samples the selector sees\n")
+
+
+def test_the_curves_are_drawn_in_ascii_where_the_terminal_knows_nothing_else(lm, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    assert cli.main(EVALUATE) == 0
+    stream.seek(0)
+    assert re.search(r"o +o pass@k|oo? +o pass@k|o  o pass@k", stream.read())
+
+
+def test_the_table_is_folded_at_the_width_of_a_terminal_only(lm, monkeypatch, capsys):
+    def widest():
+        assert cli.main([*EVALUATE, "--no-store"]) == 0
+        out, _ = capsys.readouterr()
+        return max(len(line) for line in out.splitlines() if line[:2].strip().isdigit())
+
+    monkeypatch.setenv("COLUMNS", "60")
+    assert widest() > 60
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert widest() <= 60
+
+
+def test_the_report_lies_beside_the_store_or_where_it_is_wanted(lm, capsys, tmp_path):
+    assert cli.main([*EVALUATE, "--json"]) == 0
+    out, err = capsys.readouterr()
+    (store,) = tmp_path.glob("*.sqlite")
+    report = store.with_suffix(".report.html")
+    assert f"report: {report.name}\n" in err
+    assert json.loads(out)["report"] == report.name
+    assert report.read_text().startswith("<!doctype html>")
+    assert cli.main([*EVALUATE, "--report", "mine.html"]) == 0
+    assert (tmp_path / "mine.html").read_text() == report.read_text()
+
+
+@pytest.mark.parametrize("argv", [
+    [*EVALUATE, "--no-report"], [*EVALUATE, "--no-store"], ["evaluate", "--samples", "s.jsonl"],
+], ids=["no report", "no store", "recorded"])  # fmt: skip
+def test_no_report_is_written_unasked(lm, tmp_path, argv):
+    (tmp_path / "s.jsonl").write_text('{"correct": [1, 0]}')
+    assert cli.main(argv) == 0
+    assert not list(tmp_path.glob("*.html"))
 
 
 @pytest.mark.filterwarnings("default:interrupted")
@@ -98,13 +149,13 @@ def test_the_same_command_continues_and_a_larger_n_extends(lm, capsys, tmp_path)
     assert len(lm.drawn) == 48
     assert cli.main([*EVALUATE[:-1], "16"]) == 0
     assert len(lm.drawn) == 96
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
 
 
 def test_other_settings_go_to_another_store(lm, tmp_path):
     for extra in ([], ["--seed", "1"], ["--temperature", "0.5"], ["--split", "train"]):
         assert cli.main([*EVALUATE, *extra]) == 0
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.glob("*.sqlite"))) == 4
 
 
 def test_every_option_reaches_its_place(lm):
@@ -122,6 +173,21 @@ def test_every_option_reaches_its_place(lm):
         "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "max_new_tokens": 3,
         "stop_strings": ["A", "B"], "rng": 7,
     }  # fmt: skip
+
+
+def test_verifiers_take_options_and_are_called_as_they_were_given(lm, capsys):
+    given = ["likelihood", "likelihood:normalize=length"]
+    assert cli.main([*EVALUATE, "--json", *(f"--verifier={one}" for one in given)]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert list(made["selected"]) == [*given, "majority"]
+    assert made["selected"][given[0]] != made["selected"][given[1]]
+
+
+def test_options_of_a_verifier_are_parted_at_commas_that_begin_one(lm):
+    args = cli._parser().parse_args(
+        [*EVALUATE, "--verifier", "reward_model:model=a,b:c=d/e,f=[1, 2],g=x"])
+    (found,) = args.verifier.values()
+    assert found == ("reward_model", {"model": "a,b:c=d/e", "f": [1, 2], "g": "x"})
 
 
 def test_a_temperature_per_sample(lm):
@@ -180,6 +246,34 @@ def test_qwen_math_figures_are_printed(data, capsys):
     assert re.search(r"^1 +0\.910 \[", out, re.MULTILINE)
     assert re.search(r"^8 +0\.960 \[.*\] +0\.940 \[", out, re.MULTILINE)
     assert "pred_score 0.940, majority 0.930" in out
+
+
+# -- the embedded model ---------------------------------------------------------
+
+
+def test_without_arguments_the_embedded_model_is_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "--limit", "20", "--n", "16", "--json"]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    curves = {name: curve["mean"] for name, curve in made["curves"].items()}
+    assert list(curves) == ["pass@k", "best-of-k by countdown-verifier", "best-of-k by likelihood",
+                            "majority@k"]  # fmt: skip
+    assert 0.05 < curves["pass@k"][0] < 0.5
+    assert curves["pass@k"][-1] > 1.5 * curves["pass@k"][0]
+    assert made["settings"]["task"] == "countdown"
+    assert "model countdown," in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [made["report"], made["store"]]
+    assert re.fullmatch(r"countdown-[0-9a-f]{8}\.sqlite", made["store"])
+
+
+def test_without_arguments_some_hundred_problems_are_taken():
+    args = cli._parser().parse_args(["evaluate", "--n", "4"])
+    cli._take_embedded(args)
+    assert (args.limit, args.n) == (300, 4)
+    args = cli._parser().parse_args(["evaluate", "--limit", "7"])
+    cli._take_embedded(args)
+    assert args.limit == 7
 
 
 # -- generate and config ---------------------------------------------------------
@@ -243,7 +337,9 @@ def test_a_models_text_cannot_steer_the_terminal(monkeypatch):
 
 def test_config_as_text_and_as_json(capsys):
     assert cli.main(["config"]) == 0
-    assert "numpy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "numpy" in out
+    assert len(out.splitlines()) < 20
     assert cli.main(["config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bonaware"] == bonaware.__version__
 
@@ -253,8 +349,11 @@ def test_config_as_text_and_as_json(capsys):
 
 @pytest.mark.parametrize(("argv", "message"), [
     ([], "arguments are required: COMMAND"),
-    (["evaluate"], "give --model FOLDER and --task NAME to draw samples, or --samples FILE"),
-    (["evaluate", "--model", "m"], "tasks: .*keywords"),
+    (["evaluate", "--model", "m"], "--model m needs --task NAME too: .*keywords.*; with neither"),
+    (["evaluate", "--task", "t"], "--task t needs --model FOLDER too: .*or a folder; with neither"),
+    ([*EVALUATE, "--report", "none/x.html"], "--report none/x.html: none is no folder"),
+    ([*EVALUATE, "--report", "x", "--no-report"], "not allowed with argument --report"),
+    ([*EVALUATE, "--verifier", "likelihood:x"], "likelihood:x: need NAME=VALUE, got 'x'"),
     (["evaluate", "--samples", "f", "--task", "t"], "not both"),
     (["evaluate", "--samples", "f", "--export", "x.jsonl"], "it needs --model and a store"),
     (["evaluate", "--samples", "f", "--n", "8"], "--n is for drawing; --samples are drawn"),
@@ -281,6 +380,9 @@ def test_no_prompt_at_a_terminal_is_a_wrong_command_line(lm, monkeypatch, capsys
     (["evaluate", "--samples", "missing.jsonl"], "missing.jsonl: No such file or directory"),
     ([*EVALUATE, "--n", "0"], "need n >= 1 samples per prompt, got n=0"),
     ([*EVALUATE, "--task", "nope"], "there is no 'nope'"),
+    ([*EVALUATE, "--verifier", "nope:x=1"], "there is no 'nope' in bonaware.verifiers"),
+    ([*EVALUATE, "--verifier", "likelihood:x=1"], "verifier likelihood: there is no 'x'; there"),
+    ([*EVALUATE, "--verifier", "reward_model"], "verifier reward_model: 'model' is missing; there"),
     ([*EVALUATE, "--store", "missing/run.sqlite"], "missing is no folder"),
     (["generate", "--model", "m", "--file", "empty.jsonl"], "empty.jsonl holds no prompt"),
     (["generate", "--model", "m", "--file", "bad.jsonl"], "line 1: need a field 'prompt' or"),

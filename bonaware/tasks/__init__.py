@@ -5,7 +5,6 @@ a class whose options are keywords. What a task must offer stands in the class `
 Nothing is downloaded: a task that needs data names the file it looked for.
 """
 
-import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -170,14 +169,7 @@ def get(name: str, **options: Any) -> Task:
     >>> len(task.load())
     64
     """
-    make = _lookup.load(__name__, name, "TASK")
-    taken = inspect.signature(make).parameters
-    wrong = [option for option in options if option not in taken]
-    missing = [o.name for o in taken.values() if o.default is o.empty and o.name not in options]
-    if wrong or missing:
-        said = f"there is no {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"
-        raise TypeError(f"options of task {name}: {said}; there are: {', '.join(taken) or 'none'}")
-    return make(**options)
+    return _lookup.make(__name__, name, "TASK", options)
 
 
 # -- for those who write tasks ---------------------------------------------

@@ -67,7 +67,7 @@ def get(name: str, **options: Any) -> Verifier:
     >>> get("likelihood", normalize="length")
     Likelihood(normalize='length')
     """
-    return _lookup.load(__name__, name, "VERIFIER")(**options)
+    return _lookup.make(__name__, name, "VERIFIER", options)
 
 
 def check_prompts(problems: Sequence[Problem], samples: Samples) -> None:
