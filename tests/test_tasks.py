@@ -50,7 +50,7 @@ def test_every_task_file_is_available_and_loads(monkeypatch):
 
 
 def test_an_unknown_task_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no 'gsm9k' in bonaware\.tasks; there are: gsm8k, jsonl"):
+    with pytest.raises(ValueError, match=r"no 'gsm9k' in bonaware\.tasks; there are: countdown"):
         tasks.get("gsm9k")
     with pytest.raises(TypeError, match=r"need a name in bonaware\.tasks as a str, got int"):
         tasks.get(8)
@@ -180,7 +180,10 @@ def test_jsonl_votes_with_what_it_extracts(tmp_path, extract, text, vote):
           "at character"),
     ("[" * 100_000, "p.jsonl, line 2: not JSON"),
     ("[1]", "p.jsonl, line 2: need a JSON object, got list"),
-    ('{"answer": "a"}', r"line 2: need a field 'prompt' \(str or list\); there are answer"),
+    ('{"answer": "a"}', r"line 2: need a field 'prompt' \(str or list\); there are answer; "
+     "another is named by prompt_field=NAME, in the terminal --task-option prompt_field=NAME"),
+    ('{"question": "x"}', "there are question; another is named by prompt_field=question"),
+    ('{"prompt": "x", "gold": "a"}', "are prompt, gold; another is named by answer_field=gold"),
     ('{"prompt": 1, "answer": "a"}', "line 2: field 'prompt' must be str or list, got int"),
     ('{"prompt": "x", "answer": null}', "line 2: field 'answer' must be str or int .*NoneType"),
     ('{"prompt": "x", "answer": "("}', "line 2: field 'answer': not a regular expression"),

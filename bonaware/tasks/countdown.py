@@ -36,6 +36,7 @@ class Countdown(Task):
     ----------
     level : str
         "easy", "medium", "hard": three, four, five numbers; "mixed": three and four in turn.
+        The embedded model was trained for "medium".
     kind : str
         "usual": numbers from 1 to 50, at most one of them above 25; "heldout": two or more
         above 25. To be tried on models that were trained on the usual kind.
@@ -49,7 +50,7 @@ class Countdown(Task):
 
     Examples
     --------
-    >>> task = Countdown()
+    >>> task = Countdown("easy")
     >>> problem = task.load(limit=1)[0]
     >>> task.prompt(problem)
     'make 22 from 5 5 12 :'
@@ -64,7 +65,7 @@ class Countdown(Task):
     name = "countdown"
     max_new_tokens = 32
 
-    def __init__(self, level: str = "mixed", kind: str = "usual", seed: int = 0) -> None:
+    def __init__(self, level: str = "medium", kind: str = "usual", seed: int = 0) -> None:
         for name, value, known in (("level", level, LEVELS), ("kind", kind, KINDS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

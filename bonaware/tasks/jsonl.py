@@ -12,6 +12,11 @@ from bonaware.tasks import Problem, Task, read_jsonl, require
 
 __all__ = ["TASK", "Jsonl", "normal"]
 
+# What others call the fields, to suggest it where they are missing.
+USUAL = {
+    "prompt_field": ("question", "problem", "input", "instruction", "query", "text", "messages"),
+    "answer_field": ("solution", "target", "gold", "output", "label", "answers", "reference"),
+}
 MATCHES = ("exact", "contains", "regex")
 
 
@@ -71,13 +76,25 @@ class Jsonl(Task):
         return [self._problem(*line) for line in read_jsonl(self.path, limit)]
 
     def _problem(self, number: int, record: dict[str, Any]) -> Problem:
-        prompt = require(record, self.prompt_field, (str, list), self.path, number)
-        kinds = (str, int, float, list)
-        answer = require(record, self.answer_field, kinds, self.path, number)
+        prompt = self._field(record, "prompt_field", (str, list), number)
+        answer = self._field(record, "answer_field", (str, int, float, list), number)
         if self.match == "regex":
             for choice in _choices(answer):
                 _compile(choice, f"{self.path}, line {number}: field {self.answer_field!r}")
         return Problem(str(record.get("id", number)), prompt, answer, record)
+
+    def _field(self, record: dict[str, Any], option: str, kinds: tuple[type, ...],
+               number: int) -> Any:
+        """A field of a record; where it is missing, how to name another that is there."""
+        name = getattr(self, option)
+        try:
+            return require(record, name, kinds, self.path, number)
+        except ValueError as error:
+            if name in record:
+                raise
+            other = next((usual for usual in USUAL[option] if usual in record), "NAME")
+            raise ValueError(f"{error}; another is named by {option}={other}, in the terminal "
+                             f"--task-option {option}={other}") from None
 
     def answer(self, problem: Problem, text: str) -> str | None:
         return normal(self._extracted(text)) or None
