@@ -276,6 +276,14 @@ def test_without_arguments_some_hundred_problems_are_taken():
     assert args.limit == 7
 
 
+def test_too_little_memory_is_said_in_words_of_the_command_line_too(capsys, tmp_path):
+    options = ["--memory", "1K", "--limit", "1", "--no-store"]
+    assert cli.main(["evaluate", *options]) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("bonaware: one sample of prompt 0 needs ")
+    assert last.endswith("memory=1024 allows 0.0 MiB: give more memory or lower max_new_tokens")
+
+
 # -- generate and config ---------------------------------------------------------
 
 
@@ -337,11 +345,21 @@ def test_a_models_text_cannot_steer_the_terminal(monkeypatch):
 
 def test_config_as_text_and_as_json(capsys):
     assert cli.main(["config"]) == 0
-    out = capsys.readouterr().out
-    assert "numpy" in out
-    assert len(out.splitlines()) < 20
+    assert "numpy" in capsys.readouterr().out
     assert cli.main(["config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bonaware"] == bonaware.__version__
+
+
+def test_config_counts_the_measured_routes_instead_of_listing_them(capsys, tmp_path, monkeypatch):
+    known = {f"float32 {size}x64 decode": "tile" if size < 30 else "onednn" for size in range(40)}
+    (tmp_path / "routes.json").write_text(json.dumps({"this machine": known}))
+    monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
+    assert cli.main(["config"]) == 0
+    out = capsys.readouterr().out
+    assert "routes     10 of float32 by onednn, 30 of float32 by tile (this machine)\n" in out
+    assert f"kept in {tmp_path}/routes.json" in out
+    assert cli.main(["config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chosen"] == {"this machine": known}
 
 
 # -- errors ----------------------------------------------------------------------

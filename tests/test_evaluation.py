@@ -118,6 +118,36 @@ def test_a_verifier_object_is_named_by_its_options():
     assert list(made.scores) == ["Likelihood(normalize='length')"]
 
 
+def test_verifiers_may_be_named():
+    by_length = bonaware.verifiers.get("likelihood", normalize="length")
+    made = run(verifiers={"short": by_length, "truth": "exact"})
+    assert list(made.scores) == ["short", "truth"]
+    np.testing.assert_array_equal(made.scores["truth"], made.rewards)
+
+
+def test_chosen_are_the_samples_that_selected_is_the_mean_of():
+    made = run()
+    chosen = made.chosen()
+    assert list(chosen) == ["likelihood", "majority"]
+    np.testing.assert_array_equal(chosen["likelihood"], made.scores["likelihood"].argmax(axis=1))
+    for name, picks in chosen.items():
+        assert made.selected()[name] == made.rewards[np.arange(6), picks].mean()
+
+
+def test_equal_texts_of_a_problem_are_read_once():
+    class Counting(Digits):
+        def __init__(self):
+            self.read = []
+
+        def answer(self, problem, text):
+            self.read.append((problem.id, text))
+            return text
+
+    task = Counting()
+    made = run(task=task)
+    assert len(task.read) == len(set(task.read)) < made.rewards.size
+
+
 def test_temperatures_per_sample_reach_each_sample():
     schedule = [0.0, 0.5, 0.75, 1.0]
     made = run(n=4, temperature=schedule)
@@ -139,6 +169,8 @@ def test_a_generator_gives_a_seed_that_gives_the_same_run_again():
     ({"temperature": -1}, ValueError, "need a finite temperature >= 0, got -1"),
     ({"verifiers": "likelihood"}, TypeError, "must be a sequence of names or verifiers"),
     ({"verifiers": ["nope"]}, ValueError, "there is no 'nope'"),
+    ({"verifiers": ["exact", "exact"]}, ValueError, "two verifiers are called 'exact': name them"),
+    ({"verifiers": ["reward_model"]}, TypeError, "options of verifier reward_model: 'model' is"),
     ({"task": "nope"}, ValueError, "there is no 'nope'"),
     ({"k": [1, 9]}, ValueError, "need 1 <= k <= n, but n is 8"),
     ({"k": []}, ValueError, "need 1 <= k <= n"),
@@ -353,6 +385,22 @@ def test_summary_is_an_aligned_table():
     assert "chosen from all samples (ties: lowest index): likelihood 0." in lines[8]
 
 
+def test_a_table_wider_than_the_terminal_goes_on_below():
+    curves = run().curves()
+    wide = curves.to_text().splitlines()
+    folded = curves.to_text(60)
+    *blocks, last = folded.split("\n\n")
+    assert max(len(line) for block in blocks for line in block.splitlines()) <= 60
+    *rows, note = last.splitlines()
+    assert note == wide[-1]
+    assert [row.split() for row in rows] == [[row.split()[0], *row.split()[-3:]]
+                                             if row[0] != "k" else ["k", "majority@k"]
+                                             for row in wide[:-1]]  # fmt: skip
+    assert all(row[0] in "k1248" for block in folded.split("\n\n") for row in block.splitlines()
+               if row != note)  # fmt: skip
+    assert curves.to_text(1).count("pass@k") == 1  # one curve per block at least
+
+
 def test_one_prompt_has_figures_but_no_interval():
     made = run(limit=1)
     curves = made.curves()
@@ -420,6 +468,27 @@ def test_one_row_per_sample_with_different_numbers_of_samples(tmp_path):
     curves = made.curves()
     assert (curves.n, curves.k.tolist(), curves.prompts) == (1, [1], 2)
     assert curves.mean["pass@k"].tolist() == [0.25]
+
+
+@pytest.mark.parametrize("name", ["prompt", "question"])
+def test_samples_of_a_problem_are_found_by_its_text(tmp_path, name):
+    rows = [{name: text, "correct": correct} for text, correct in
+            [("1 + 1", True), ("2 + 2", False), ("1 + 1", False)]]  # fmt: skip
+    made = evaluate_recorded(write(tmp_path / "long.jsonl", rows))
+    np.testing.assert_array_equal(made.rewards, [[1, 0], [0, np.nan]])
+    assert [problem.id for problem in made.problems] == ["1 + 1", "2 + 2"]
+
+
+def test_a_sample_without_a_score_is_chosen_last_and_counted(tmp_path):
+    rows = [{"correct": [1, 0, 1], "rm": [None, -7, -9]}, {"correct": [1, 0], "rm": [None, None]}]
+    made = evaluate_recorded(write(tmp_path / "rows.jsonl", rows), scores=["rm"])
+    np.testing.assert_array_equal(made.scores["rm"], [[np.nan, -7, -9], [np.nan] * 3])
+    assert made.chosen()["rm"].tolist() == [1, 0]
+    # k = 2: of the first problem's pairs only (0, 2) is won by a right one; the second's share.
+    assert made.curves().mean["best-of-k by rm"][-1] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert "3 of 5 samples have no score by rm and are chosen last\n" in made.summary()
+    made = evaluate_recorded(write(tmp_path / "rows.jsonl", [rows[0] | {"rm": [1, 2, 3]}]))
+    assert "no score" not in made.summary()
 
 
 def test_the_right_answer_makes_rewards(tmp_path):

@@ -101,6 +101,8 @@ def check_installed(python: Path, package: Path, **variables: str) -> None:
     estimators, onednn = run(python, "-c", PROBE, **variables).stdout.split()
     assert Path(estimators).resolve().parent == package.resolve()
     assert Path(onednn).resolve() == (package / ".libs" / "libdnnl.so.3").resolve()
+    listed = run(python, "-c", "from bonaware import data; print(*data.available())", **variables)
+    assert listed.stdout.split() == ["countdown", "countdown-verifier"]
 
 
 def site_packages(python: Path) -> Path:
@@ -138,6 +140,10 @@ def test_wheel_works_in_a_virtual_environment(wheel, tmp_path):
     run(python, "-m", "pip", "install", "-q", wheel)
     check_installed(python, site_packages(python) / "bonaware")
     assert "usage" in run(python.parent / "bonaware", "--help").stdout.lower()
+    few = ("--limit", "2", "--n", "2", "--no-store", "--report", tmp_path / "report.html")
+    done = run(python.parent / "bonaware", "evaluate", *few)
+    assert "countdown on countdown: 2 prompts, n=2, 4 samples" in done.stdout
+    assert (tmp_path / "report.html").stat().st_size > 5000
 
 
 def test_wheel_works_with_user(wheel, tmp_path):
