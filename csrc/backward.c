@@ -63,14 +63,14 @@ typedef struct {
     size_t first_target, targets;    /* of the batch */
     size_t target_rows;              /* rows that have targets */
     size_t logit_rows;               /* of them at a time */
-    size_t kept;                     /* layers whose results are kept; the last ones */
+    size_t kept;                     /* layers whose results are kept; the last ones, >= 1 */
 
     bon_tree *trees;   /* [n_trees], rows counted from the part's first */
     pass_runs own, other; /* other: of the reference */
     bool compares;        /* the batch asks for divergences from it */
 
     float *x;          /* [layers + 1][rows, hidden] the stream before each layer */
-    float *results;    /* [kept, and one more if not all are][results_floats] */
+    float *results;    /* [kept][results_floats] */
     float *g;          /* [rows, hidden] */
     float *dh;         /* [rows, hidden] gradient of what a block reads or adds */
     float *wide;       /* [rows, max(qkv_width, 2*intermediate)] gradients of projections */
@@ -262,7 +262,6 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
     const bon_arch *a = &b->model->arch;
     const size_t f = sizeof(float), rows = p->rows, hidden = rows * a->hidden * f;
     const size_t logits = b->head ? p->logit_rows * a->vocab * f : 0;
-    const size_t sets = p->kept + (p->kept < a->layers);
     size_t gradient = 0;
     const bon_matrix *const matrices[] = {b->qkv, b->o, b->gate_up, b->down, b->head};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
@@ -276,7 +275,7 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
         {(void **)&p->other.own, p->compares * p->n_runs * sizeof(bon_seq)},
         {(void **)&p->other.prompts, p->compares * p->n_trees * sizeof(bon_seq)},
         {(void **)&p->x, (a->layers + 1) * hidden},
-        {(void **)&p->results, sets * results_floats(a, rows) * f},
+        {(void **)&p->results, p->kept * results_floats(a, rows) * f},
         {(void **)&p->g, hidden},
         {(void **)&p->dh, hidden},
         {(void **)&p->wide, rows * larger(bon_qkv_width(a), 2 * a->intermediate) * f},
@@ -335,8 +334,8 @@ static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t fir
         if (t > first && (next.rows > PART_ROWS || bytes_of(b, &next) > b->memory)) break;
         *p = next;
     }
-    while (bytes_of(b, p) > b->memory)
-        if (p->kept-- == 0) return BON_ERR_FULL;
+    for (; bytes_of(b, p) > b->memory; p->kept--)
+        if (p->kept == 1) return BON_ERR_FULL;
     return BON_OK;
 }
 
@@ -418,12 +417,13 @@ static bon_status open_part(bon_backward *b, part *p)
     return status;
 }
 
-/* Where a layer's results lie. Layers that are not kept share the first set. */
+/* Where a layer's results lie. Those that are not kept share the set of the first one that
+ * is: forward they come before it, backward behind it. */
 static bon_results results_of(const bon_backward *b, const part *p, size_t layer)
 {
     const bon_arch *a = &b->model->arch;
     const size_t first_kept = a->layers - p->kept;
-    const size_t set = layer < first_kept ? 0 : layer - first_kept + (first_kept > 0);
+    const size_t set = layer < first_kept ? 0 : layer - first_kept;
     float *at = p->results + set * results_floats(a, p->rows);
     bon_results r = bon_work_results(b->own.work);
     r.turned = r.qkv; /* the workspace holds what is quickly made again */

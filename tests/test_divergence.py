@@ -70,6 +70,26 @@ def test_divergence_and_its_gradient_are_those_of_torch(tiny, name):
         assert np.abs(got - gradients[key]).max() < ERROR * np.abs(gradients[key]).max(), key
 
 
+def test_a_shared_prompt_has_the_divergences_of_all_its_copies(tiny):
+    """Every completion with its own weight, whatever order the engine has them in."""
+    lm, rng = bon.LM.load(tiny("gemma2")), np.random.default_rng(2)
+    shared, alone = Learner(lm), Learner(lm)
+    for learner in (shared, alone):
+        learner.set_reference(bon.LM.from_config(MODELS["gemma2"], rng=1))
+    prompts, completions, weights = texts("gemma2")
+    kl_weights = [rng.normal(size=len(row)) for row in weights]
+    _, kl = shared.accumulate_kl(prompts, completions, weights, kl_weights, TEMPERATURE)
+    copies = [prompt for prompt, row in zip(prompts, completions, strict=True) for _ in row]
+    _, one = alone.accumulate_kl(
+        copies, [[text] for row in completions for text in row],
+        *([[x] for row in numbers for x in row] for numbers in (weights, kl_weights)), TEMPERATURE)
+    for got, (want,) in zip((own for row in kl for own in row), one, strict=True):
+        np.testing.assert_allclose(got, want, atol=5e-5)
+    want = alone.gradients()
+    for key, got in shared.gradients().items():
+        assert np.abs(got - want[key]).max() < ERROR * np.abs(want[key]).max(), key
+
+
 def test_no_divergence_from_oneself(tiny):
     lm = bon.LM.load(tiny("llama2"))
     learner = Learner(lm)
@@ -82,6 +102,20 @@ def test_no_divergence_from_oneself(tiny):
     scale = Learner(lm)
     scale.accumulate(prompts, completions, ones)
     assert learner.norm() < 1e-5 * scale.norm()
+
+
+def test_the_memory_that_is_allowed_is_for_the_reference_too(tiny):
+    """Activations of a wide one do not fit where those of a narrow one do."""
+    def reference(width):
+        return bon.LM.from_config({**MODELS["llama2"], "intermediate_size": width})
+
+    prompts, completions, weights = texts("llama2")
+    learner = Learner(bon.LM.load(tiny("llama2")), memory=3 << 20)
+    learner.set_reference(reference(44))
+    learner.accumulate_kl(prompts, completions, weights, weights)
+    learner.set_reference(reference(4096))
+    with pytest.raises(MemoryError, match="does not fit into the memory for training"):
+        learner.accumulate_kl(prompts, completions, weights, weights)
 
 
 def test_a_reference_of_another_vocabulary_is_refused(tiny):

@@ -185,6 +185,20 @@ def test_scores_of_a_learner_are_those_of_the_model(tiny):
         np.testing.assert_allclose(a, b[:, 1], atol=1e-4)
 
 
+def test_a_shared_prompt_has_the_scores_of_all_its_copies(tiny):
+    """Empty completions first, last and in between: their targets stand before the others'."""
+    lm, rng = bon.LM.load(tiny("qwen2", labels=1)), np.random.default_rng(1)
+    prompt = rng.integers(1, lm.arch.vocab, 6).astype(np.int32)
+    row = [rng.integers(1, lm.arch.vocab, n).astype(np.int32) for n in (0, 5, 0, 1, 9, 0)]
+    weights, wanted = rng.normal(size=len(row)), rng.uniform(size=len(row))
+    shared, alone = Learner(lm, MEMORY), Learner(lm, MEMORY)
+    (got,) = shared.accumulate_scores([prompt], [row], [weights], [wanted])
+    want = alone.accumulate_scores([prompt] * len(row), [[text] for text in row],
+                                   weights[:, None], wanted[:, None])
+    np.testing.assert_allclose(got, np.concatenate(want), atol=1e-5)
+    assert_near(shared.gradients(), alone.gradients(), F32_ERROR)
+
+
 def test_the_gradient_of_the_cross_entropy_weighs_a_score_by_its_error(tiny):
     """d(-CE)/d score = t - sigmoid(score): the same as weights on scores."""
     lm = bon.LM.load(tiny("llama_biases", labels=1))
@@ -709,6 +723,23 @@ def test_tensors_are_asked_for_by_kind_slot_and_layer(loaded):
     with pytest.raises((OverflowError, TypeError)):
         learner.steps = -1
     assert learner.steps == 0
+
+
+@pytest.mark.parametrize(("share", "scale"), [(2.0, 1.0), (0.25, 0.25)])
+def test_only_gradients_that_are_too_long_are_scaled(tiny, share, scale):
+    """With a large eps, as AdamW otherwise hardly sees how long they are."""
+    lm, other = (bon.LM.load(tiny("llama2")) for _ in range(2))
+    clipped, plain = Learner(lm, MEMORY), Learner(other, MEMORY)
+    prompts, completions, weights = texts(lm.arch.vocab, {9: (1, 7)})
+    clipped.accumulate(prompts, completions, weights)
+    plain.accumulate(prompts, completions, [scale * row for row in weights])
+    norm = clipped.norm()
+    found = clipped.step(AdamW(eps=1e6, max_norm=share * norm), 1e5)
+    plain.step(AdamW(eps=1e6, max_norm=math.inf), 1e5)
+    assert found["grad_norm"] == norm
+    np.testing.assert_allclose(lm.logits([1, 2, 3]), other.logits([1, 2, 3]), atol=1e-3)
+    moved = np.abs(other.logits([1, 2, 3]) - bon.LM.load(tiny("llama2")).logits([1, 2, 3]))
+    assert moved.max() > 0.1
 
 
 def test_a_step_on_a_gradient_that_is_not_finite_is_not_made(tiny):

@@ -2,8 +2,8 @@
  *
  * That the gradients are right is shown in Python against torch and against a model
  * in float64; here: differences along a direction, same bits, faults of batches,
- * round trips, interrupts at every point, a failure of every allocation. Linked with
- * --wrap for the allocators (see the Makefile).
+ * round trips, interrupts at every point, a failure of every allocation; adapters and a
+ * reference among them. Linked with --wrap for the allocators (see the Makefile).
  */
 #include <stdbool.h>
 #include <string.h>
@@ -100,6 +100,24 @@ static bon_status fill_model(bon_model *model)
     return status;
 }
 
+/* An adapter beside every product, of different ranks. */
+static bon_status add_adapters(bon_model *model)
+{
+    float data[LARGEST];
+    uint64_t state = 3;
+    size_t rows, cols;
+    bon_status status = BON_OK;
+    for (int s = BON_Q; s <= BON_DOWN && status == BON_OK; s++)
+        status = bon_model_add_adapter(model, (bon_slot)s, 1 + (size_t)s % 3, 1.5f);
+    for (int s = BON_Q_A; s <= BON_DOWN_B && status == BON_OK; s++)
+        for (size_t layer = 0; layer < LAYERS && status == BON_OK; layer++) {
+            bon_model_shape(model, (bon_slot)s, &rows, &cols);
+            for (size_t i = 0; i < rows * cols; i++) data[i] = noise(&state);
+            status = bon_model_set(model, (bon_slot)s, layer, data, BON_F32);
+        }
+    return status;
+}
+
 static bon_model *make_model(const bon_arch *arch, bon_dtype dtype, int threads)
 {
     bon_model *model;
@@ -110,11 +128,16 @@ static bon_model *make_model(const bon_arch *arch, bon_dtype dtype, int threads)
 
 #define MEMORY ((size_t)64 << 20)
 
-static bon_learner *make_learner(bon_model *model, size_t memory)
+static bon_learner *make_learner_of(bon_model *model, bon_scope scope, size_t memory)
 {
     bon_learner *learner;
-    CHECK(bon_learner_create(model, BON_TRAIN_ALL, memory, &learner) == BON_OK);
+    CHECK(bon_learner_create(model, scope, memory, &learner) == BON_OK);
     return learner;
+}
+
+static bon_learner *make_learner(bon_model *model, size_t memory)
+{
+    return make_learner_of(model, BON_TRAIN_ALL, memory);
 }
 
 /* -- a batch ---------------------------------------------------------------- */
@@ -129,6 +152,7 @@ typedef struct {
     int32_t tokens[ROWS], target_token[TARGETS];
     size_t target_row[TARGETS];
     float target_weight[TARGETS], target_probability[TARGETS], values[TARGETS];
+    float target_kl_weight[TARGETS], target_kl[TARGETS];
 } example;
 
 static const size_t first_branches[3] = {7, 0, 1}, last_branches[2] = {40, 3};
@@ -145,12 +169,20 @@ static void make_example(example *e)
         e->target_token[t] = (int32_t)(t % 2);
         e->target_weight[t] = noise(&state);
         e->target_probability[t] = (float)(t % 5) / 4.0f;
+        e->target_kl_weight[t] = (float)(t % 3) - 0.5f;
     }
     CHECK(e->target_row[TARGETS - 1] < ROWS);
     e->batch = (bon_batch){.trees = e->trees, .n_trees = TREES, .tokens = e->tokens,
                            .targets = TARGETS, .target_row = e->target_row,
                            .target_token = e->target_token, .target_weight = e->target_weight,
                            .temperature = 0.8f};
+}
+
+/* The batch asks for divergences too. */
+static void compare(example *e)
+{
+    e->batch.target_kl_weight = e->target_kl_weight;
+    e->batch.target_kl = e->target_kl;
 }
 
 static bon_status accumulate(bon_learner *learner, example *e)
@@ -222,22 +254,36 @@ static double objective(bon_learner *learner, example *e)
         const double wanted = (double)e->target_probability[t];
         if (e->batch.target_probability == NULL) sum += weight * value;
         else sum -= weight * (log1p(exp(value)) - wanted * value);
+        if (e->batch.target_kl) sum += (double)e->target_kl_weight[t] * (double)e->target_kl[t];
     }
     return sum;
 }
 
+typedef enum { PLAIN, PROBABILITIES, DIVERGENCE, ADAPTERS } objectives;
+
 /* A step along the gradient of one slot raises the objective by its length. */
-static void test_the_gradient_is_a_slope(const bon_arch *arch, bool probabilities)
+static void test_the_gradient_is_a_slope(const bon_arch *arch, objectives which)
 {
     bon_model *model = make_model(arch, BON_F32, 1);
-    bon_learner *learner = make_learner(model, MEMORY), *moved = make_learner(model, MEMORY);
+    if (which == ADAPTERS) CHECK(add_adapters(model) == BON_OK);
+    const bon_scope scope = which == ADAPTERS ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL;
+    const bon_arch other = tied_arch();
+    bon_model *reference = which == DIVERGENCE ? make_model(&other, BON_F32, 1) : NULL;
+    bon_learner *learner = make_learner_of(model, scope, MEMORY);
+    bon_learner *moved = make_learner_of(model, scope, MEMORY);
     example e;
     make_example(&e);
     if (arch->labels > 0) e.batch.temperature = 1.0f;
-    if (probabilities) e.batch.target_probability = e.target_probability;
+    if (which == PROBABILITIES) e.batch.target_probability = e.target_probability;
+    if (which == DIVERGENCE) {
+        compare(&e);
+        CHECK(bon_learner_set_reference(learner, reference) == BON_OK);
+        CHECK(bon_learner_set_reference(moved, reference) == BON_OK);
+    }
     (void)objective(learner, &e);
     float weight[LARGEST], slope[LARGEST], there[LARGEST];
     EACH_SLOT(model) {
+        if (which == ADAPTERS && slot < BON_Q_A) continue; /* not trained */
         get(learner, BON_WEIGHT, slot, layer, weight);
         get(learner, BON_GRADIENT, slot, layer, slope);
         double squares = 0.0, ends[2];
@@ -257,6 +303,7 @@ static void test_the_gradient_is_a_slope(const bon_arch *arch, bool probabilitie
     bon_learner_destroy(learner);
     bon_learner_destroy(moved);
     bon_model_destroy(model);
+    bon_model_destroy(reference);
 }
 
 static void test_gradients_have_the_same_bits_in_any_room(const bon_arch *arch, bon_dtype dtype)
@@ -341,6 +388,14 @@ static void test_values_that_are_not_finite_are_found(void)
     CHECK(bon_learner_set(learner, BON_WEIGHT, BON_FINAL_NORM, 0, norm) == BON_OK);
     CHECK(accumulate(learner, &e) == BON_ERR_NOT_FINITE);
     bon_learner_destroy(learner);
+
+    bon_model *sound = make_model(&rich, BON_F32, 1);
+    learner = make_learner(sound, MEMORY);
+    compare(&e);
+    CHECK(bon_learner_set_reference(learner, model) == BON_OK);
+    CHECK(accumulate(learner, &e) == BON_ERR_NOT_FINITE);
+    bon_learner_destroy(learner);
+    bon_model_destroy(sound);
     bon_model_destroy(model);
 }
 
@@ -534,7 +589,8 @@ static void test_weight_decay_is_for_matrices(void)
 
 /* -- every allocation fails once --------------------------------------------- */
 
-static bon_status learn(const bon_arch *arch, bon_dtype dtype)
+/* lean: only adapters, and a reference to keep to. */
+static bon_status learn(const bon_arch *arch, bon_dtype dtype, bool lean, bon_model *reference)
 {
     bon_model *model = NULL;
     bon_learner *learner = NULL;
@@ -542,8 +598,12 @@ static bon_status learn(const bon_arch *arch, bon_dtype dtype)
     make_example(&e);
     bon_status status = bon_model_create(arch, dtype, 1, &model);
     if (status == BON_OK) status = fill_model(model);
+    if (status == BON_OK && lean) status = add_adapters(model);
     if (status == BON_OK)
-        status = bon_learner_create(model, BON_TRAIN_ALL, MEMORY, &learner);
+        status = bon_learner_create(model, lean ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL, MEMORY,
+                                    &learner);
+    if (status == BON_OK && lean) status = bon_learner_set_reference(learner, reference);
+    if (lean) compare(&e);
     e.batch.n_trees = 1;
     e.batch.targets = 5;
     if (status == BON_OK) status = accumulate(learner, &e);
@@ -558,16 +618,19 @@ static bon_status learn(const bon_arch *arch, bon_dtype dtype)
     return status;
 }
 
-static void test_no_failed_allocation_leaks_or_crashes(const bon_arch *arch, bon_dtype dtype)
+static void test_no_failed_allocation_leaks_or_crashes(const bon_arch *arch, bon_dtype dtype,
+                                                       bool lean)
 {
+    bon_model *reference = lean ? make_model(arch, BON_F32, 1) : NULL;
     long fail_at = 0;
     for (;; fail_at++) {
         allocations_left = fail_at;
-        const bon_status status = learn(arch, dtype);
+        const bon_status status = learn(arch, dtype, lean, reference);
         if (status == BON_OK) break;
         CHECK(status == BON_ERR_MEMORY);
     }
     CHECK(fail_at > 100);
+    bon_model_destroy(reference);
 }
 
 static void test_a_learner_goes_on_where_memory_was_short(void)
@@ -621,10 +684,12 @@ static void test_a_step_without_memory_changes_nothing(void)
 int main(void)
 {
     const bon_arch tied = tied_arch(), scoring = scoring_arch();
-    test_the_gradient_is_a_slope(&rich, false);
-    test_the_gradient_is_a_slope(&tied, false);
-    test_the_gradient_is_a_slope(&scoring, false);
-    test_the_gradient_is_a_slope(&scoring, true);
+    test_the_gradient_is_a_slope(&rich, PLAIN);
+    test_the_gradient_is_a_slope(&tied, PLAIN);
+    test_the_gradient_is_a_slope(&scoring, PLAIN);
+    test_the_gradient_is_a_slope(&scoring, PROBABILITIES);
+    test_the_gradient_is_a_slope(&rich, DIVERGENCE);
+    test_the_gradient_is_a_slope(&rich, ADAPTERS);
     test_gradients_have_the_same_bits_in_any_room(&rich, BON_F32);
     test_gradients_have_the_same_bits_in_any_room(&tied, BON_BF16);
     test_nothing_has_no_gradient();
@@ -637,9 +702,10 @@ int main(void)
     test_a_state_that_is_restored_goes_on_bit_for_bit(BON_BF16);
     test_masters_keep_what_bfloat16_would_lose();
     test_weight_decay_is_for_matrices();
-    test_no_failed_allocation_leaks_or_crashes(&tied, BON_F32);
-    test_no_failed_allocation_leaks_or_crashes(&rich, BON_BF16);
-    test_no_failed_allocation_leaks_or_crashes(&scoring, BON_F32);
+    test_no_failed_allocation_leaks_or_crashes(&tied, BON_F32, false);
+    test_no_failed_allocation_leaks_or_crashes(&rich, BON_BF16, false);
+    test_no_failed_allocation_leaks_or_crashes(&rich, BON_BF16, true);
+    test_no_failed_allocation_leaks_or_crashes(&scoring, BON_F32, false);
     test_a_learner_goes_on_where_memory_was_short();
     test_a_step_without_memory_changes_nothing();
     return 0;
