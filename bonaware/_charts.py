@@ -155,11 +155,9 @@ def _cut(name: str, width: int, sign: str) -> str:
 
 def _draw(cells: list[list[str]], xs: NDArray[np.float64], ys: NDArray[np.float64],
           mark: str, dot: str) -> None:
-    """A curve into the cells: its points, and dots between them where nothing stands."""
+    """A curve into the cells: its points, and dots between them."""
     for x in range(int(np.rint(xs[0])), int(np.rint(xs[-1])) + 1):
-        y = int(np.rint(np.interp(x, xs, ys)))
-        if cells[y][x] == " ":
-            cells[y][x] = dot
+        cells[int(np.rint(np.interp(x, xs, ys)))][x] = dot
     for x, y in zip(np.rint(xs).astype(int), np.rint(ys).astype(int), strict=True):
         cells[y][x] = mark
 

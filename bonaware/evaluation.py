@@ -187,13 +187,11 @@ class Run:
 
     def _of(self, rows: NDArray[np.bool_]) -> tuple[Any, dict[str, Any], Any]:
         """Rewards, scores and answers of some prompts, as selectors take them."""
-        rewards = self.rewards[rows]
         answers = self.answers and [
             row for row, used in zip(self.answers, rows, strict=True) if used
         ]
-        scores = {name: _unscored_last(score[rows], rewards)
-                  for name, score in self.scores.items()}
-        return rewards, scores, answers
+        scores = {name: _unscored_last(score[rows]) for name, score in self.scores.items()}
+        return self.rewards[rows], scores, answers
 
     @property
     def title(self) -> str:
@@ -402,14 +400,11 @@ def _verifier(one: Any, task: Any) -> Any:
     return kind(task=task) if "task" in signature(kind).parameters else get_verifier(one)
 
 
-def _unscored_last(scores: NDArray[np.float64], rewards: NDArray[np.float64]) -> Any:
+def _unscored_last(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scores that selectors can rank: a sample without one comes after all the others."""
-    missing = np.isnan(scores) & ~np.isnan(rewards)
-    if not missing.any():
-        return scores
     least = np.nanmin(scores, initial=0.0)
     last = least - max(1.0, abs(least))  # a step that no rounding swallows
-    return np.where(missing, last, scores)
+    return np.where(np.isnan(scores), last, scores)
 
 
 def _seed(rng: Any, db: Store | None) -> int:

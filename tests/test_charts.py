@@ -60,10 +60,19 @@ def test_marks_stand_where_the_values_are():
     assert rows[-1][2] == "■ down"
 
 
-def test_names_of_curves_that_end_together_stand_in_rows_of_their_own():
-    made = some_curves(**{f"name_{i}": [0.5, 0.5, 0.5, 0.5 + i / 1000] for i in range(20)})
+def test_the_first_curve_lies_on_top():
+    made = some_curves(first=[0.5, 0.6, 0.7, 0.8], second=[0.5, 0.6, 0.7, 0.8])
+    cells = "".join(cells for _, cells, _ in grid(_charts.text(made)))
+    assert (cells.count("●"), cells.count("■")) == (4, 0)
+    svg = _charts.svg(made)
+    assert svg.rindex("line c0") > svg.rindex("mark c1") > svg.rindex("band c0")
+
+
+@pytest.mark.parametrize("count", [2, 5, 20])
+def test_names_of_curves_that_end_together_stand_in_rows_of_their_own(count):
+    made = some_curves(**{f"name_{i}": [0.1, 0.5, 0.5, 0.5 + i / 1000] for i in range(count)})
     names = [name for _, _, name in grid(_charts.text(made))]
-    assert sorted(name[2:] for name in names) == sorted(made.mean)
+    assert sorted(name[2:] for name in filter(None, names)) == sorted(made.mean)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -82,8 +91,12 @@ def test_every_k_is_written_below_its_mark_where_there_is_room():
                                       for line in lines}  # fmt: skip
     crowded = some_curves(k=range(1, 101), up=np.linspace(0, 1, 100))
     written = _charts.text(crowded).splitlines()[-2].split()
-    assert [int(k) for k in written] == sorted({int(k) for k in written})
+    assert [int(k) for k in written] == sorted({int(k) for k in written} & set(range(1, 101)))
     assert written[:2] == ["1", "2"]
+    svg = ET.fromstring(_charts.svg(crowded))
+    places = [float(label.get("x")) for label in svg.findall("text[@class='mid']")
+              if label.text.isdigit()]  # fmt: skip
+    assert np.diff(places).min() > 14
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437-that-nobody-knows"])

@@ -399,6 +399,8 @@ def test_a_table_wider_than_the_terminal_goes_on_below():
     assert all(row[0] in "k1248" for block in folded.split("\n\n") for row in block.splitlines()
                if row != note)  # fmt: skip
     assert curves.to_text(1).count("pass@k") == 1  # one curve per block at least
+    fits = max(map(len, wide[:-1]))
+    assert curves.to_text(fits).count("\n\n") == 0 < curves.to_text(fits - 1).count("\n\n")
 
 
 def test_one_prompt_has_figures_but_no_interval():
