@@ -201,7 +201,9 @@ def train(lm: Any, job: Job, settings: Settings, verifier: Any, folder: Path,
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shown = [name for name in ("reward", f"pass@{samples}", "entropy", "grad_norm")
              if records[0].get(name) is not None]
-    return {name: _tenths([record[name] for record in records]) for name in shown}
+    # The record of a step that Ctrl-C came right behind lacks what its source would have added.
+    return {name: _tenths([record[name] for record in records if name in record])
+            for name in shown}
 
 
 def measure(lm: Any, task: Any, problems: Sequence[Any], judges: dict[str, Any], n: int,
