@@ -335,34 +335,6 @@ typedef struct {
     double *lower, *alone; /* [n, LANES] at the start: see weigh_against_subset */
 } levels;
 
-/* Fills low with the lowest of each of eight rows; those beyond `rows` repeat the last.
- * Rewards relative to it are exact zeros if all are equal. False where one is not finite. */
-BON_INLINE int lowest_rewards(const double *x, size_t rows, size_t n, double *low)
-{
-    for (size_t l = 0; l < LANES; l++) {
-        const double *row = x + (l < rows ? l : rows - 1) * n;
-        bon_extremes all = {.worst = {row[0], row[0], row[0], row[0]}}, more = all;
-        size_t i = 0;
-        for (; i + 8 <= n; i += 8) {
-            bon_lower(&all.worst, bon_const_vec_at(row + i));
-            bon_lower(&more.worst, bon_const_vec_at(row + i + 4));
-            all.sum += 0.0 * *bon_const_vec_at(row + i);
-            more.sum += 0.0 * *bon_const_vec_at(row + i + 4);
-        }
-        bon_lower(&all.worst, &more.worst);
-        all.sum += more.sum;
-        double zero = (all.sum[0] + all.sum[1]) + (all.sum[2] + all.sum[3]), least = all.worst[0];
-        for (size_t j = 1; j < 4; j++) least = all.worst[j] < least ? all.worst[j] : least;
-        for (; i < n; i++) {
-            zero += 0.0 * row[i];
-            least = row[i] < least ? row[i] : least;
-        }
-        if (zero != 0.0) return 0; /* NaN is not 0 */
-        low[l] = least;
-    }
-    return 1;
-}
-
 BON_INLINE void subtract(const block *b, size_t lane, const bon_vec *base)
 {
     for (size_t i = 0; i < b->n; i++) *bon_vec_at(b->rewards + i * LANES + lane) -= *base;
@@ -503,13 +475,14 @@ BON_INLINE void finish_baseline(const block *b, const subsets *of, size_t lane,
     }
 }
 
-/* Four rows of a sorted block. */
-BON_INLINE void weigh_four(const block *b, const subsets *of, const double *low,
+/* Four rows of a sorted block. Rewards are taken relative to `first`, any of their row:
+ * equal rewards then give exact zeros. */
+BON_INLINE void weigh_four(const block *b, const subsets *of, const double *first,
                            size_t lane, int tied, double *value)
 {
     const levels sums = {b->part[0], b->part[1], b->part[2],
                          b->part[3], b->part[4], b->part[5]};
-    const bon_vec base = *bon_const_vec_at(low + lane);
+    const bon_vec base = *bon_const_vec_at(first + lane);
     bon_vec best;
     if (of->baseline == BON_BASELINE_SUBSET && of->k > 1 && !tied) {
         weigh_untied(b, of, &base, lane, &best);
@@ -535,16 +508,17 @@ BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
                         const double *rewards, size_t left, double *value, double *out)
 {
     const size_t rows = left < LANES ? left : LANES;
-    double eight[LANES], low[LANES];
-    if (!lowest_rewards(rewards, rows, b->n, low)) return 0;
+    double eight[LANES], base[LANES];
+    if (!rows_finite(rewards, rows, b->n)) return 0;
     fetch_next(scores, b->n, left);
     const int found = sort_rows(b, scores, rows);
     if (found == NOT_FINITE) return 0;
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
     fetch_next_output(out, b->n, left);
+    for (size_t l = 0; l < LANES; l++) base[l] = rewards[(l < rows ? l : rows - 1) * b->n];
     for (size_t lane = 0; lane < LANES; lane += 4)
-        weigh_four(b, of, low, lane, found == TIES, eight);
+        weigh_four(b, of, base, lane, found == TIES, eight);
     for (size_t r = 0; r < rows; r++) value[r] = eight[r];
     scatter(b, rows, out);
     return 1;
@@ -821,6 +795,7 @@ static double fill_groups(const double *scores, const double *rewards, double ba
         slot[REWARD] = reward / tied;
         sum += slot[REWARD];
     }
+    slots[SLOT * groups + TOP] = INFINITY; /* no sample left over wins */
     return sum;
 }
 
@@ -834,10 +809,10 @@ static double weigh_winners(const block *b, const tilted *law, const double *sco
     const double base = rewards[0];
     const double sum = fill_groups(scores, rewards, base, groups, k, b->slots);
     for (size_t i = 0; i < b->n; i++) {
-        const size_t sample = column(b, i, lane), g = sample / k, at = i * LANES + lane;
-        const double *slot = b->slots + SLOT * g;
+        const size_t sample = column(b, i, lane), at = i * LANES + lane;
+        const double *slot = b->slots + SLOT * (sample / k);
         law->mass[at] = 0.0;
-        if (g >= groups || scores[sample] != slot[TOP]) continue;
+        if (scores[sample] != slot[TOP]) continue;
         const double others = (sum - slot[REWARD]) / (double)(groups - 1);
         law->mass[at] = (rewards[sample] - base - others) / (slot[TIED] * (double)groups);
         law->beat[at] += (slot[TIED] - 1.0) / (double)(b->n - k);
@@ -865,7 +840,7 @@ static void take_out_groups(const block *b, const tilted *law, const double *sco
     for (size_t i = 0; i < b->n; i++) {
         const size_t sample = column(b, i, lane), at = i * LANES + lane;
         const double *slot = b->slots + SLOT * (sample / k);
-        const int wins = sample / k < groups && scores[sample] == slot[TOP];
+        const int wins = scores[sample] == slot[TOP];
         law->from[0][at] = slot[UP_TO];
         law->from[1][at] = wins ? 0.0 : slot[BELOW];
         law->from[2][at] = slot[BOTH];
@@ -1181,7 +1156,8 @@ static void tilt_policy(const block *b, const shares *of, const sft_call *in,
         for (size_t l = 0; l < LANES; l++) {
             const double weight =
                 in->chance ? of->weight[i + l] : of->weight[i + l] / in->policy[l];
-            of->mass[i + l] = weight * exp(in->lambda * (of->win[i + l] - top[l]));
+            const double ahead = fmin(of->win[i + l] - top[l], 0.0); /* > 0 for experts only */
+            of->mass[i + l] = weight * exp(in->lambda * ahead);
         }
 }
 
@@ -1250,7 +1226,8 @@ BON_INLINE void add_sft_pairs(const block *b, const shares *of, const sft_call *
     }
 }
 
-/* Gathers what is known of a block's samples. top: the largest F of each row. */
+/* Gathers what is known of a block's samples. top: the largest F of the policy's samples of
+ * each row, or 1; relative to it no row loses all its mass to underflow. */
 static void gather_shares(const block *b, const shares *of, const sft_call *in, size_t at,
                           size_t rows, double *top)
 {
@@ -1266,7 +1243,7 @@ static void gather_shares(const block *b, const shares *of, const sft_call *in, 
     gather(b, in->win_rate + start, rows, of->win);
     for (size_t l = 0; l < LANES; l++) top[l] = 0.0;
     for (size_t i = 0; i < step; i++)
-        if (of->win[i] > top[i % LANES]) top[i % LANES] = of->win[i];
+        if (of->mine[i] > 0.0 && of->win[i] > top[i % LANES]) top[i % LANES] = of->win[i];
 }
 
 /* The first of `left` rows, at most LANES, from row `at` of the call on. False where a value

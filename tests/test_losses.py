@@ -142,11 +142,13 @@ def test_bon_value_is_that_of_the_estimator_for_rows_of_any_length(n):
 
 
 @pytest.mark.parametrize("n", [16, 1500])
-def test_weights_of_scores_that_differ_in_their_last_bits_only(n):
+@pytest.mark.parametrize("far", [0, 1e6, 1e30], ids="{}_farther".format)
+def test_weights_of_scores_that_hardly_differ(n, far):
     ranks = np.random.default_rng(0).permuted(np.tile(np.arange(n), (9, 1)), axis=1)
     rewards = np.sin(ranks)
     for base in (1.0, -1.0):
         close = base + ranks * np.spacing(1.0)
+        close[ranks == n - 1] += far
         for name in ("bon", "bon_rl_v"):
             loss = losses.get(name)(k=5)
             for a, b in zip(loss(rewards, close), loss(rewards, ranks), strict=True):
@@ -446,8 +448,9 @@ def brute_bon_sft(scores, logp, expert, k, win_rate=None):
     m, spared = len(policy), int(win_rate is None)
     win = np.array([(scores[[j for j in policy if j != i]] <= scores[i]).mean() for i in range(n)])
     win = win if win_rate is None else win_rate
-    share = np.exp(lam * win[policy])
-    log_z = np.log(share.mean())
+    top = win[policy].max()
+    share = np.exp(lam * (win[policy] - top))
+    log_z = np.log(share.mean()) + lam * top
     share /= share.sum()
     weights = np.zeros(n)
     weights[experts] = -1 / len(experts)
@@ -463,18 +466,19 @@ def brute_bon_sft(scores, logp, expert, k, win_rate=None):
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["estimated", "known"])
-@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("k", [1, 2, 8, 3000])
 def test_bon_sft_is_its_formula(k, known):
     rng = np.random.default_rng(k)
     scores, logp = rng.integers(4, size=(30, 8)) / 2.0, -rng.random((30, 8))
-    expert = rng.permuted(np.tile(np.arange(8) < 3, (30, 1)), axis=1)
-    given = {"win_rate": rng.random((30, 8))} if known else {}
+    experts = 1 + rng.integers(4, size=(30, 1))
+    expert = rng.permuted(np.arange(8) < experts, axis=1)
+    given = {"win_rate": 0.7 * rng.random((30, 8))} if known else {}
     value, weights = losses.get("bon_sft")(k=k)(scores, scores, logp, expert=expert, **given)
     for r in range(30):
         rate = given["win_rate"][r] if known else None
         wanted = brute_bon_sft(scores[r], logp[r], expert[r], k, rate)
-        np.testing.assert_allclose(value[r], wanted[0], **CLOSE)
-        np.testing.assert_allclose(weights[r], wanted[1], **CLOSE)
+        np.testing.assert_allclose(value[r], wanted[0], rtol=1e-12, atol=1e-11)
+        np.testing.assert_allclose(weights[r], wanted[1], rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -567,7 +571,7 @@ def make_loss(label):
 def some_inputs(loss, rows=40, n=9, seed=0, levels=4):
     rng = np.random.default_rng(seed)
     given = {
-        "scores": rng.integers(levels, size=(rows, n)) / 4.0,
+        "scores": rng.integers(levels, size=(rows, n)) / 4.0 - 0.5,
         "logp": -rng.random((rows, n)),
         "expert": rng.permuted(np.tile(np.arange(n) < 2, (rows, 1)), axis=1),
     }
@@ -787,6 +791,21 @@ B = np.array(EXPERTS)
 def test_binding_refuses_what_the_core_could_not_use(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("label", ["bon", "bon_none", "bon_rl_v", "bon_rl_v_exact", "bon_sft"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 8), (8, 5)])
+def test_what_is_not_finite_is_found_in_every_input(label, value, row, column):
+    loss = make_loss(label)
+    rewards, given = some_inputs(loss, rows=9)
+    numbers = given if loss.name == "bon_sft" else given | {"rewards": rewards}
+    for name in numbers.keys() - {"expert"}:
+        spoilt = {"rewards": rewards, **given}
+        spoilt[name] = spoilt[name].copy()
+        spoilt[name][row, column] = value
+        with pytest.raises(ValueError, match=f"finite, but row {row}, column {column} is"):
+            loss(**spoilt)
 
 
 def test_binding_refuses_to_write_what_is_read_only():

@@ -208,6 +208,20 @@ static void test_sft_rows_have_their_own_experts(void)
     }
 }
 
+/* An outcome that is also a demonstration has its chance as an outcome only. */
+static void test_sft_of_outcomes_leaves_the_chance_of_experts_out(void)
+{
+    const double scores[] = {1, 0, 1, 2}, logp[] = {-1, -2, -3, -4};
+    const double some[] = {0, 0.5, 0.3, 0.2}, more[] = {0.3, 0.5, 0.3, 0.2};
+    const uint8_t expert[] = {1, 0, 0, 0};
+    double value[2], weights[2][4];
+    size_t bad;
+    CHECK(sft(scores, logp, expert, some, NULL, 1, 4, 2.0, value, weights[0], &bad) == BON_OK);
+    CHECK(sft(scores, logp, expert, more, NULL, 1, 4, 2.0, value + 1, weights[1], &bad) == BON_OK);
+    CHECK(value[0] == value[1]);
+    CHECK(memcmp(weights[0], weights[1], sizeof weights[0]) == 0);
+}
+
 static void test_sft_rejects_rows_without_experts_or_policy(void)
 {
     const double x[10] = {0}, nan[10] = {[7] = NAN};
@@ -255,6 +269,7 @@ int main(void)
     test_rl_rejects_what_has_no_law();
     test_sft_without_tilt_is_fine_tuning();
     test_sft_rows_have_their_own_experts();
+    test_sft_of_outcomes_leaves_the_chance_of_experts_out();
     test_sft_rejects_rows_without_experts_or_policy();
     test_binary_rewards_are_counted_and_weighed();
     return 0;
