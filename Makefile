@@ -45,7 +45,8 @@ build/ctest/onednn:
 	$(PYTHON) setup.py -q onednn > $@
 
 # These know no processor: they choose their kernels at run time.
-build/ctest/estimators.o build/ctest/losses.o build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
+build/ctest/estimators.o build/ctest/losses.o build/ctest/losses_law.o \
+	build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
 
 build/ctest/%.o: csrc/%.c $(wildcard csrc/*.h) build/ctest/onednn
 	$(CC) $(WARN) $(SAN) $(ENGINE) -c -o $@ $< @build/ctest/onednn
