@@ -26,6 +26,7 @@ _PUBLIC = {
     "losses": ("losses", None),
     "models": ("models", None),
     "plot": ("plot", None),
+    "policies": ("policies", None),
     "select": ("select", None),
     "show_config": ("config", "show_config"),
     "tasks": ("tasks", None),
