@@ -1,15 +1,14 @@
 """LM: a language model on the C engine - load, generate, logits, logp, scores, save.
 
 This file turns what people have (text, chats, folders) into what the engine takes (token ids,
-packed weights) and back. It decides how much memory and how many slots a run gets; it knows no
-mathematics and no file formats.
+packed weights) and back; it knows no mathematics and no file formats. Drawing is in _drawing.py.
+"""
 """
 
 import functools
 import itertools
 import math
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _export, data, routes
+from bonaware._checks import as_ids, count, floats, megabytes
+from bonaware._drawing import Drawing
 from bonaware._fresh import Fresh
 from bonaware._limits import free_memory, usable_threads
 from bonaware._progress import Bar, Progress
 from bonaware.checkpoint import Checkpoint
 from bonaware.config import engine
 from bonaware.models import config_of_text, family_of, pad_token_id
-from bonaware.samples import Request, Sample, Samples, Stats, seed_of
-from bonaware.tokenizer import StopStrings, Tokenizer
+from bonaware.samples import Request, Samples
+from bonaware.tokenizer import Tokenizer
 
 __all__ = ["LM"]
 
@@ -35,15 +36,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Weights = Callable[[str, int], NDArray[np.float32]]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-# Live samples at most: more rows than this no longer make a matrix product more efficient.
-MAX_SLOTS = 256
 # Share of the free memory that cache and scratch may take when memory= is not given.
 MEMORY_SHARE = 0.5
 # Samples may be numbered up to here: their indices are 64-bit integers.
 MAX_START = 2**62
 NO_TOKENS = np.empty(0, np.int32)
-# Decode steps between two looks at the clock, where nothing else happens.
-STEPS = 64
 
 
 class LM:
@@ -310,7 +307,7 @@ class LM:
             return self._need_tokenizer("a text prompt").encode(prompt)
         if len(prompt) and isinstance(prompt[0], Mapping):
             return self._need_tokenizer("a chat").chat(prompt)
-        return _as_ids(prompt, "a prompt")
+        return as_ids(prompt, "a prompt")
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -343,7 +340,7 @@ class LM:
             Cache, scratch and logits are larger than `memory`.
         """
         self._need_logits("logits")
-        tokens = _as_ids(tokens, "tokens")
+        tokens = as_ids(tokens, "tokens")
         self._need_memory("logits", len(tokens), [], 4 * len(tokens) * self.arch.vocab)
         return self._model.logits(tokens)
 
@@ -429,8 +426,8 @@ class LM:
         if needed > self.memory:
             raise MemoryError(
                 f"{what} of a text of {length + max(lengths, default=0)} tokens needs "
-                f"{_megabytes(needed)}, but memory={self.memory} allows "
-                f"{_megabytes(self.memory)}: give more memory or pass less text at once")
+                f"{megabytes(needed)}, but memory={self.memory} allows "
+                f"{megabytes(self.memory)}: give more memory or pass less text at once")
 
     def _pairs(self, prompts: Any, completions: Any) -> Iterator[tuple[Prompt, Any]]:
         """Prompts with their completions."""
@@ -455,7 +452,7 @@ class LM:
         if isinstance(completion, str):
             return self._need_tokenizer("a text completion").encode(
                 completion, add_special_tokens=False)
-        return _as_ids(completion, "a completion")
+        return as_ids(completion, "a completion")
 
     def _logp_of_prompt(self, prompt: NDArray[np.int32], texts: list[NDArray[np.int32]],
                         temperature: float) -> list[NDArray[np.float32]]:
@@ -513,7 +510,7 @@ class LM:
         used = _temperature(temperature)
         ids = [(self.encode(prompt), [self._completion(text) for text in texts])
                for prompt, texts in self._pairs(prompts, completions)]
-        rows = [_floats("weights", row) for row in weights]
+        rows = [floats("weights", row) for row in weights]
         if [len(row) for row in rows] != [len(texts) for _, texts in ids]:
             raise ValueError("weights must have one number per completion, "
                              f"{[len(texts) for _, texts in ids]} for these prompts, got "
@@ -571,7 +568,7 @@ class LM:
         MemoryError
             `memory` does not hold even one sample.
         """
-        n, start = _count("n", n), _count("start", start, least=0, most=MAX_START)
+        n, start = count("n", n), count("start", start, least=0, most=MAX_START)
         prompts = _one_per_prompt(prompts)
         seen: Counter[bytes] = Counter()
         requests = []
@@ -600,7 +597,7 @@ class LM:
     def stream(self, requests: Sequence[Request], *, temperature: float | ArrayLike = 1.0,
                top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
                max_new_tokens: int = 256, stop_strings: Sequence[str] = (),
-               rng: int | np.random.SeedSequence | np.random.Generator | None = 0) -> "Drawing":
+               rng: int | np.random.SeedSequence | np.random.Generator | None = 0) -> Drawing:
         """Draw what is requested and yield every sample as it ends, in any order.
 
         Parameters
@@ -627,157 +624,6 @@ class LM:
                        rng=rng)
 
 
-class Drawing(Iterator[Sample]):
-    """Samples under way; made by `LM.stream`."""
-
-    def __init__(self, lm: LM, requests: Sequence[Request], *, temperature: float | ArrayLike,
-                 top_k: int | None, top_p: float | None, min_p: float | None,
-                 max_new_tokens: int, stop_strings: Sequence[str], rng: Any) -> None:
-        lm._need_logits("drawing")
-        self.lm = lm
-        self.requests = list(requests)
-        self.settings = {
-            "temperature": np.asarray(temperature, float).tolist(), "top_k": top_k,
-            "top_p": top_p, "min_p": min_p,
-            "max_new_tokens": _count("max_new_tokens", max_new_tokens),
-            "stop_strings": _strings("stop_strings", stop_strings),
-            "seed": seed_of(rng), "eos_token_ids": list(lm.eos_token_ids),
-        }
-        _check_truncation(top_k, top_p, min_p)
-        self._temperatures = [_temperatures(temperature, request) for request in self.requests]
-        self._stops = None
-        if self.settings["stop_strings"]:
-            self._stops = StopStrings(lm._need_tokenizer("stop_strings"),
-                                      self.settings["stop_strings"])
-        self._started = time.monotonic()
-        self._seconds = 0.0
-        self._session = self._open()
-        self._samples = self._add_all()
-        self._iterator = self._run()
-
-    def __next__(self) -> Sample:
-        return next(self._iterator)
-
-    @property
-    def stats(self) -> Stats:
-        """Tokens and seconds so far."""
-        counted = self._session.stats()
-        return Stats(counted["prompt_tokens"], counted["new_tokens"],
-                     counted["prefill_seconds"], counted["decode_seconds"], self._seconds)
-
-    def _open(self) -> Any:
-        """A session with slots and cache for these requests, within the memory budget."""
-        lm, model = self.lm, self.lm._model
-        need = [self._blocks(request) for request in self.requests]
-        context = max((sum(blocks) for blocks in need), default=1) * engine().BLOCK_TOKENS
-        slots = max(1, min(sum(len(r.indices) for r in self.requests), MAX_SLOTS))
-        while slots > 1 and model.scratch_bytes(slots, context) > lm.memory / 4:
-            slots //= 2
-        scratch = model.scratch_bytes(slots, context)
-        budget = (lm.memory - scratch) // model.block_bytes
-        for (prompt, sample), request in zip(need, self.requests, strict=True):
-            if prompt + sample > budget:
-                needed = scratch + (prompt + sample) * model.block_bytes
-                raise MemoryError(
-                    f"one sample of prompt {request.prompt} needs {_megabytes(needed)} of cache "
-                    f"and scratch, but memory={lm.memory} allows {_megabytes(lm.memory)}: give "
-                    "more memory or lower max_new_tokens"
-                )
-        together = (slots + 1) * max((sum(blocks) for blocks in need), default=0)
-        wanted = min(together, sum(
-            p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True)))
-        watch = self._stops.watch(lm.arch.vocab) if self._stops else None
-        return engine().Session(model, slots, max(1, min(budget, wanted)),
-                                np.array(lm.eos_token_ids, np.int32), watch)
-
-    def _blocks(self, request: Request) -> tuple[int, int]:
-        """Cache blocks of a prompt and of one of its samples."""
-        length = len(request.tokens)
-        if not 1 <= length <= self.lm.context:
-            raise ValueError(
-                f"a prompt needs 1 to {self.lm.context} tokens (the model's context), but "
-                f"prompt {request.prompt} has {length}"
-            )
-        new = min(self.settings["max_new_tokens"], self.lm.context - length)
-        block = engine().BLOCK_TOKENS
-        return -(-length // block), -(-new // block)
-
-    def _add_all(self) -> dict[int, tuple[Request, int, float]]:
-        """Queue every sample; engine's number -> (request, index, temperature)."""
-        samples = {}
-        s = self.settings
-        for request, temperatures in zip(self.requests, self._temperatures, strict=True):
-            try:
-                prompt = self._session.add_prompt(_as_ids(request.tokens, "the prompt"))
-            except ValueError as error:
-                raise ValueError(f"prompt {request.prompt}: {error}") from None
-            numbers = self._session.add_samples(
-                prompt, np.array(request.indices, np.uint64),
-                temperatures.astype(np.float32), min(s["top_k"] or 0, self.lm.arch.vocab),
-                1.0 if s["top_p"] is None else s["top_p"], s["min_p"] or 0.0,
-                min(s["max_new_tokens"], self.lm.context), s["seed"], request.repeat)
-            for number, index, t in zip(numbers, request.indices, temperatures, strict=True):
-                samples[number] = request, int(index), float(t)
-        return samples
-
-    def _run(self) -> Iterator[Sample]:
-        session = self._session
-        try:
-            while session.pending:
-                events = session.run(STEPS)
-                self._seconds = time.monotonic() - self._started
-                for number, state in events:
-                    if number not in self._samples:
-                        continue  # ended by a stop string: finished when that was seen
-                    if state != "live" or self._stop_string_ends(number):
-                        yield self._finish(number)
-        except KeyboardInterrupt:
-            yield from self._rest()
-            raise
-
-    def abort(self) -> list[Sample]:
-        """End the live samples; they, and those that had ended and were not yielded."""
-        return list(self._rest())
-
-    def _rest(self) -> Iterator[Sample]:
-        self._seconds = time.monotonic() - self._started
-        for number in list(self._samples):
-            state = self._session.view(number)[0]
-            if state == "waiting":
-                return  # samples enter in the order of their numbers
-            if state == "live":
-                self._session.end(number, "aborted")
-            yield self._finish(number)
-
-    def _stop_string_ends(self, number: int) -> bool:
-        """Whether the newest token completed a stop string; then the sample ends."""
-        if not self._stops.hit(self._session.tail(number, self._stops.window)):
-            return False
-        self._session.end(number, "stop")
-        return True
-
-    def _finish(self, number: int) -> Sample:
-        request, index, temperature = self._samples[number]
-        reason, tokens, logp, sampled_logp, certainty = self._session.view(number)
-        text, reason = self._text(request, tokens, reason)
-        sample = Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
-                        temperature)
-        del self._samples[number]  # last: a Ctrl-C before this leaves it to abort()
-        self._session.forget(number)
-        return sample
-
-    def _text(self, request: Request, tokens: NDArray[np.int32],
-              reason: str) -> tuple[str | None, str]:
-        """Text without end token and stop string, and the finish reason."""
-        if self.lm.tokenizer is None:
-            return None, reason
-        kept = tokens[:-1] if reason == "eos" else tokens
-        if self._stops is None:
-            return self.lm.tokenizer.decode_completion(request.tokens, kept), reason
-        text, found = self._stops.cut(request.tokens, kept)
-        return text, "stop" if found else reason
-
-
 # -- conversions ---------------------------------------------------------------
 
 
@@ -790,42 +636,13 @@ def _engine_arch(arch: Any) -> dict[str, Any]:
     }
 
 
-def _megabytes(size: float) -> str:
-    return f"{size / 2**20:.1f} MiB"
-
-
 def _threads(threads: int | None) -> int:
     most = engine().MAX_THREADS
-    return min(usable_threads(), most) if threads is None else _count("threads", threads, most=most)
+    return min(usable_threads(), most) if threads is None else count("threads", threads, most=most)
 
 
 def _memory(memory: int | None) -> int | None:
-    return None if memory is None else _count("memory", memory)
-
-
-def _count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"need {name} >= {least}, got {value}")
-    if value > most:
-        raise ValueError(f"need {name} <= {most}, got {value}")
-    return int(value)
-
-
-def _as_ids(tokens: ArrayLike, what: str) -> NDArray[np.int32]:
-    array = np.asarray(tokens)
-    if array.ndim != 1:
-        raise ValueError(f"{what} must be one-dimensional, got shape {array.shape}")
-    if array.size == 0:
-        return np.empty(0, np.int32)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{what} must hold integer token ids, got dtype {array.dtype}")
-    bad = np.flatnonzero((array < 0) | (array > np.iinfo(np.int32).max))
-    if bad.size:
-        raise ValueError(f"token ids of {what} must be >= 0 and fit in 32 bits, but position "
-                         f"{bad[0]} holds {array[bad[0]]}")
-    return np.ascontiguousarray(array, np.int32)
+    return None if memory is None else count("memory", memory)
 
 
 def _one_per_prompt(prompts: Any) -> list[Prompt]:
@@ -846,7 +663,7 @@ def _one_per_prompt(prompts: Any) -> list[Prompt]:
 
 def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDArray[np.float64]:
     """Temperatures by absolute sample index, from one per drawn sample."""
-    array = _floats("temperature", temperature)
+    array = floats("temperature", temperature)
     if array.ndim == 0:
         return float(array)
     if array.shape != (n,):
@@ -855,64 +672,10 @@ def _by_index(temperature: float | ArrayLike, n: int, start: int) -> float | NDA
     return np.concatenate([np.full(start, array[0]), array])
 
 
-def _floats(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    try:
-        return np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}") from None
-
-
-def _temperatures(temperature: float | ArrayLike, request: Request) -> NDArray[np.float64]:
-    """One temperature per requested sample, checked."""
-    array = _floats("temperature", temperature)
-    indices = np.asarray(request.indices, np.int64)
-    if array.ndim > 1:
-        raise ValueError(f"temperature must be a number or one per sample, got shape {array.shape}")
-    if indices.size and indices.min() < 0:
-        raise ValueError(f"sample indices must be >= 0, but {indices.min()} of prompt "
-                         f"{request.prompt} is requested")
-    if array.ndim == 1 and indices.size and indices.max() >= array.size:
-        raise ValueError(f"temperature has {array.size} entries, but sample {indices.max()} of "
-                         f"prompt {request.prompt} is requested")
-    values = np.ascontiguousarray(np.broadcast_to(array, indices.shape) if array.ndim == 0
-                                  else array[indices])
-    with np.errstate(over="ignore"):
-        used = values.astype(np.float32)  # what the engine computes with
-    bad = np.flatnonzero(~(np.isfinite(used) & (used >= 0)))
-    if bad.size:
-        raise ValueError(f"need a finite temperature >= 0, got {values[bad[0]]}")
-    if (used == 0).sum() > 1:
-        raise ValueError(
-            f"at temperature 0 every sample of a prompt is the same: need at most one such "
-            f"sample per prompt, but prompt {request.prompt} has {(used == 0).sum()}; "
-            "use n=1 or a temperature above 0"
-        )
-    return values
-
-
 def _temperature(value: float) -> float:
     """One temperature at which log-probabilities exist."""
     with np.errstate(over="ignore"):
-        used = _floats("temperature", value).astype(np.float32)
+        used = floats("temperature", value).astype(np.float32)
     if used.ndim or not (np.isfinite(used) and used > 0):
         raise ValueError(f"need one finite temperature > 0, got {value}")
     return float(used)
-
-
-def _strings(name: str, value: Any) -> list[str]:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
-        raise TypeError(f"{name} must be a string or a sequence of strings, got {value!r}")
-    return list(strings)
-
-
-def _check_truncation(top_k: int | None, top_p: float | None, min_p: float | None) -> None:
-    if top_k is not None:
-        _count("top_k", top_k)
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and _floats(name, value).ndim:
-            raise TypeError(f"{name} must be a number, got {value!r}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"need 0 < top_p <= 1 (or None), got {top_p}")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise ValueError(f"need 0 <= min_p <= 1 (or None), got {min_p}")
