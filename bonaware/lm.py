@@ -3,7 +3,6 @@
 This file turns what people have (text, chats, folders) into what the engine takes (token ids,
 packed weights) and back; it knows no mathematics and no file formats. Drawing is in _drawing.py.
 """
-"""
 
 import functools
 import itertools
