@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "predictions", "scores"]
+__all__ = ["Batch", "answers", "predictions", "scores"]
 
 Ids = NDArray[np.int32]
 
@@ -20,7 +20,8 @@ class Batch:
     """Arguments of `_engine.Learner.accumulate`, and how to read its answer.
 
     `source` [targets] is the place of each target in the completions' tokens, one completion
-    behind the other (of `predictions`), or in the list of completions (of `scores`).
+    behind the other (of `predictions`), in the list of completions (of `scores`), or in the order
+    that `answers` says.
     """
 
     tokens: Ids
@@ -107,6 +108,51 @@ def scores(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
         first += len(texts)
     labels = [np.full(len(part), label) for part in sources]
     return _batch(prompts, lengths, lengths, tokens, target_rows, labels, target_weights, sources)
+
+
+def answers(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]], named: Ids,
+            weights: Sequence[NDArray[np.float32]], own: Sequence[NDArray[np.intp]]) -> Batch:
+    """Named tokens are targets behind every completion, and so are its first own tokens.
+
+    Parameters
+    ----------
+    prompts, completions : as for `predictions`
+    named : A ids
+    weights : for each prompt one array [count, A]
+    own : for each prompt one array [count]
+        How many of a completion's tokens are targets, of weight 0.
+
+    Returns
+    -------
+    Batch
+        `in_order` gives A values for each completion, then one for each of the own tokens, one
+        completion behind the other.
+    """
+    lengths = [np.array([len(text) for text in texts], np.intp) for texts in completions]
+    tokens, target_rows, target_tokens, target_weights, sources = [], [], [], [], []
+    answer = first_row = 0
+    place = sum(map(len, lengths)) * len(named)
+    for prompt, texts, length, weight, count in zip(prompts, completions, lengths, weights, own,
+                                                    strict=True):
+        flat = np.concatenate([np.empty(0, np.int32), *texts])
+        last_of_prompt = first_row + len(prompt) - 1
+        at = np.arange(len(flat)) - np.repeat(np.cumsum(length) - length, length)
+        kept = np.flatnonzero(at < np.repeat(count, length))
+        # A first token is predicted by the prompt's last row, another by the row of the one before.
+        row = np.concatenate([np.repeat(last_of_prompt + np.cumsum(length), len(named)),
+                              last_of_prompt + np.where(at[kept] == 0, 0, kept)])
+        order = np.argsort(row, kind="stable")
+        asked = len(texts) * len(named)
+        tokens += [prompt, flat]
+        target_rows.append(row[order])
+        target_tokens.append(np.concatenate([np.tile(named, len(texts)), flat[kept]])[order])
+        target_weights.append(np.concatenate([weight.ravel(), np.zeros(len(kept))])[order])
+        sources.append(np.concatenate([answer + np.arange(asked), place + np.arange(len(kept))])[
+            order])
+        first_row = last_of_prompt + 1 + len(flat)
+        answer, place = answer + asked, place + len(kept)
+    return _batch(prompts, lengths, lengths, tokens, target_rows, target_tokens, target_weights,
+                  sources)
 
 
 def _batch(prompts, lengths, rows, tokens, target_rows, target_tokens, target_weights,

@@ -202,6 +202,48 @@ class Learner:
         flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets)[0])
         return _cut(flat, [len(texts) for texts in completions])
 
+    def accumulate_answers(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
+                           named: Sequence[int], weights: Sequence[NDArray[np.floating]],
+                           own: Sequence[Sequence[int]] | None = None, kl_weight: float = 0.0,
+                           ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Add the gradient of sum w[p][i, a] log p(named[a] | prompts[p] + completions[p][i]).
+
+        With `own`, of + kl_weight * sum KL(pi || reference) too, over the first own[p][i] tokens of
+        each completion, exact at every token. Needs `set_reference`.
+
+        Parameters
+        ----------
+        prompts : P arrays of ids
+        completions : P sequences of arrays of at least one id
+        named : A ids
+        weights : P arrays [count, A]
+        own : P sequences of one number per completion
+        kl_weight : float
+
+        Returns
+        -------
+        logp : float32 [completions, A]
+            Of the named tokens, nats.
+        kl : float32 [own tokens]
+            One completion behind the other; of none without `own`.
+        """
+        named_ids = np.asarray(named, np.int32)
+        shapes = [(len(texts), len(named_ids)) for texts in completions]
+        weights = [np.asarray(row, np.float32) for row in weights]
+        if [row.shape for row in weights] != shapes:
+            raise ValueError(f"weights must have the shapes [completions, named], {shapes} for "
+                             f"these prompts, got {[row.shape for row in weights]}")
+        counts = [np.zeros(len(texts), np.intp) for texts in completions] if own is None else [
+            np.asarray(row, np.intp) for row in own]
+        batch = _batch.answers(prompts, completions, named_ids, weights, counts)
+        asked = sum(rows for rows, _ in shapes) * len(named_ids)
+        divergence = None
+        if own is not None:
+            divergence = np.where(batch.source < asked, 0.0, kl_weight).astype(np.float32)
+        logp, kl = self._engine.accumulate(*batch.arrays(), 1.0, None, divergence)
+        found = np.empty(0, np.float32) if kl is None else batch.in_order(kl)[asked:]
+        return batch.in_order(logp)[:asked].reshape(-1, len(named_ids)), found
+
     def zero(self) -> None:
         """Forget the gradient."""
         self._engine.zero()

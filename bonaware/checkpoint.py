@@ -21,7 +21,7 @@ from .models._fields import show
 if TYPE_CHECKING:
     from ._engine import Weights
 
-__all__ = ["Checkpoint", "end_tokens", "read_json", "side_files"]
+__all__ = ["SELF_EVALUATION", "Checkpoint", "end_tokens", "read_json", "side_files"]
 
 MAX_JSON = 100_000_000  # bytes; published indexes and tokenizers are below 40 MB
 MAX_FILE_NAME = 255  # bytes in every file system of Linux
@@ -32,6 +32,8 @@ SIDE_FILES = (
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja",
     "chat_template.json", "additional_chat_templates",
 )
+# What the model was trained to be asked behind a sample, see `bonaware._question.Question`.
+SELF_EVALUATION = "self_evaluation.json"
 LISTED = 5  # names shown when many tensors are left over
 
 
@@ -133,7 +135,8 @@ class Checkpoint:
     names : list of str, the tensors' names, sorted.
     dtype : "float32", "float16" or "bfloat16": what config.json says, else what the weights
         have; "float32" where they differ among themselves.
-    side_files : list of Path, what there is beside weights and config.json.
+    self_evaluation : dict or None, the content of self_evaluation.json.
+    side_files : list of Path, what else there is beside weights and config.json.
 
     Raises
     ------
@@ -155,6 +158,7 @@ class Checkpoint:
         self.arch: Arch = arch_of(self.config, str(where))
         self._family = family_of(self.config, str(where))
         self.eos_token_ids = self._eos_token_ids()
+        self.self_evaluation = self._self_evaluation()
         self._files: dict[str, Weights] = self._open()
         self.names = sorted(self._files)
         self._plain = self._plain_names()
@@ -227,6 +231,24 @@ class Checkpoint:
             path = self.path / "config.json"
             settings = {**(self.config.get("text_config") or {}), **self.config}
         return end_tokens(settings, self.arch, path)
+
+    def _self_evaluation(self) -> dict[str, Any] | None:
+        path = self.path / SELF_EVALUATION
+        if not path.is_file():
+            return None
+        settings = read_json(path)
+        kinds = {"question": list, "target": int, "other": int, "ends": list}
+        if {name: type(value) for name, value in settings.items()} != kinds:
+            raise ValueError(f"{path}: must hold question and ends (lists of ids), target and "
+                             f"other (ids), found {show(settings)}")
+        ids = [*settings["question"], *settings["ends"], settings["target"], settings["other"]]
+        if any(type(i) is not int or not 0 <= i < self.arch.vocab for i in ids):
+            raise ValueError(f"{path}: must hold ids in [0, {self.arch.vocab}), found "
+                             f"{show(settings)}")
+        if not settings["question"] or settings["target"] == settings["other"]:
+            raise ValueError(f"{path}: must hold a question of at least one token, and a target "
+                             f"that is not other, found {show(settings)}")
+        return settings
 
     def _dtype(self) -> str:
         given = self.config.get("dtype") or self.config.get("torch_dtype")

@@ -23,7 +23,7 @@ from bonaware._drawing import Drawing
 from bonaware._fresh import Fresh
 from bonaware._limits import free_memory, usable_threads
 from bonaware._progress import Bar, Progress
-from bonaware.checkpoint import Checkpoint
+from bonaware.checkpoint import SELF_EVALUATION, Checkpoint
 from bonaware.config import engine
 from bonaware.models import config_of_text, family_of, pad_token_id
 from bonaware.samples import Request, Samples
@@ -65,6 +65,9 @@ class LM:
         Which kernel computes which product; see `bonaware.routes`.
     fingerprint : str
         Identifies weights and precision; stored with runs.
+    self_evaluation : dict or None
+        What the model was trained to be asked behind a sample, in token ids; see
+        `bonaware.selfeval`. `save` writes it as self_evaluation.json.
     """
 
     def __init__(self, source: Checkpoint | Fresh, *, dtype: str, threads: int,
@@ -76,6 +79,7 @@ class LM:
         self.dtype = dtype
         self.threads = threads
         self.eos_token_ids = source.eos_token_ids
+        self.self_evaluation: dict[str, Any] | None = source.self_evaluation
         self._side_files = source.side_files
         self._merged: Weights | None = None  # weights with the adapters that are being trained
         self._fingerprint = source.fingerprint
@@ -257,6 +261,8 @@ class LM:
             _export.write_json(folder / "config.json", self._config(stored))
             if settings := self._generation_config():
                 _export.write_json(folder / "generation_config.json", settings)
+            if self.self_evaluation is not None:
+                _export.write_json(folder / SELF_EVALUATION, self.self_evaluation)
             _export.copy(self._side_files, folder)
 
     def _config(self, dtype: str) -> dict[str, Any]:

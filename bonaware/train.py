@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from bonaware import _export
 from bonaware._arguments import Floats, as_floats, place
 from bonaware._learner import AdamW, Learner
+from bonaware._question import Question
 from bonaware.checkpoint import read_json
 from bonaware.diagnostics import diagnose
 from bonaware.lm import LM, Prompt
@@ -88,22 +89,23 @@ class Trainer:
         Its weights change with every step. A float32 model is trained where it is; of a bfloat16
         model float32 masters are kept, which round into it after each step.
     loss : Loss, optional
-        One of `bonaware.losses`. None for a model with a score head, which learns by
-        cross-entropy.
+        One of `bonaware.losses`. None for what learns by cross-entropy: a score head
+        (`step_scores`), and answers behind samples (`step_answers`).
     optimizer : AdamW
     lora : LoRA, optional
         Train low-rank adapters only.
     kl : float
-        > 0: this becomes the `kl` of the loss, the strength of its KL term.
+        > 0: this becomes the `kl` of the loss, the strength of its KL term; without a loss, the
+        strength of that of `step_answers`.
     reference : LM, optional
-        The reference policy of `ref_logp` and of the metric "kl". Default, where the loss wants
-        one: a frozen copy of the model as it is now.
+        The reference policy of `ref_logp`, of the KL term and of the metric "kl". Default, where
+        one is needed: a frozen copy of the model as it is now.
     memory : int, optional
         Bytes of scratch for a backward pass; default: the model's `memory`.
 
     Attributes
     ----------
-    lm, loss, optimizer, lora, reference
+    lm, loss, optimizer, lora, kl, reference
         As given.
     steps : int
         Steps made so far.
@@ -134,17 +136,20 @@ class Trainer:
                  memory: int | None = None) -> None:
         self.lm, self.lora = lm, lora
         self.optimizer = AdamW() if optimizer is None else optimizer
-        self.loss: Any = _with_kl(_checked_loss(lm, loss), kl)
+        self.loss: Any = _with_kl(lm, _checked_loss(lm, loss), kl)
+        self.kl = float(kl)
         self.reference = self._reference(reference)
         self._base = None if lora is None else lm.fingerprint  # adapters belong to it
         self._learner = _learner(lm, memory, lora)
+        if self.loss is None and self.reference is not None:
+            self._learner.set_reference(self.reference)
         self._last: int | None = None  # steps of the run under way
         self._k: tuple[int, int] | None = None  # the loss's k at its start and end
         self._found: Metrics = {}  # metrics of the newest step, should Ctrl-C come right behind it
         self._folder: Path | None = None  # the run that this trainer goes on with
 
     def _reference(self, given: LM | None) -> LM | None:
-        wanted = self.loss is not None and "ref_logp" in self.loss.inputs
+        wanted = self.kl > 0 if self.loss is None else "ref_logp" in self.loss.inputs
         if given is None:
             return _frozen(self.lm) if wanted else None
         if given.labels or given.arch.vocab != self.lm.arch.vocab:
@@ -290,11 +295,89 @@ class Trainer:
             "trained_samples": len(target),
         }  # fmt: skip
 
+    def step_answers(self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
+                     labels: Sequence[ArrayLike] | NDArray[Any], question: Any = None) -> Metrics:
+        """One optimiser step on the answers to a question behind samples of P prompts.
+
+        Parameters
+        ----------
+        prompts : sequence of P prompts
+        completions : P sequences of completions
+            Samples, whole with their end token or cut, each a str or a sequence of ids. A prompt
+            runs once for all of its completions.
+        labels : P sequences of one number in [0, 1] per completion
+            What the probability of the question's target token should be; that of its other token
+            the rest to 1.
+        question : optional
+            As `bonaware.selfeval.Question.of` takes it, such as a `Question`. Default: what the
+            model was trained with, or `bonaware.selfeval.WORDS`.
+
+        Returns
+        -------
+        dict
+            "loss": mean over completions of
+            ``- label * log P(target) - (1 - label) * log P(other)``, nats, with probabilities over
+            the whole vocabulary; "excess": the same less the entropy of the labels, which no model
+            is below; "brier": mean of (P(target) - label)²; "auroc" of P(target), see `auroc`;
+            "kl" where there is a reference: mean over the completions' tokens of
+            KL(model ‖ reference), nats; "trained_samples", "trained_tokens", "grad_norm", "lr",
+            "step_seconds".
+
+        Raises
+        ------
+        ValueError
+            The model has a score head, labels do not fit, or there is no such question.
+
+        Notes
+        -----
+        The gradient is that of the loss and of the trainer's `kl` times "kl", which is exact: a
+        sum over the vocabulary at every token of the completions, not of the question. The model's
+        `self_evaluation` is this question from then on.
+
+        **Source:** Manvi, Singh, Ermon 2024, arXiv:2410.02725, section 4.1.
+        """
+        started = time.perf_counter()
+        lm = self.lm
+        asked = Question.of(lm, question)
+        pairs = list(lm._pairs(prompts, completions))
+        ids = [lm.encode(prompt) for prompt, _ in pairs]
+        texts = [[lm._completion(text) for text in row] for _, row in pairs]
+        targets: Any = [as_floats(row, "labels") for row in labels]
+        _check_labels(targets, [len(row) for row in texts])
+        with self._clean():
+            metrics = self._update(self._learn_answers(ids, texts, targets, asked), started)
+            lm.self_evaluation = asked.settings()
+        return metrics
+
+    def _learn_answers(self, prompts: Sequence[Ids], texts: Sequence[Sequence[Ids]],
+                       targets: Sequence[Floats], question: Question) -> Metrics:
+        """Add the gradient of the mean cross-entropy and of the divergence; what they were."""
+        own = [[len(text) for text in row] for row in texts]
+        asked = [[np.concatenate([text, question.behind(text)]) for text in row] for row in texts]
+        target = np.concatenate(targets)
+        both = np.stack([target, 1 - target], axis=1)
+        weights = np.split(-both / len(target), np.cumsum([len(row) for row in targets])[:-1])
+        tokens = sum(map(sum, own))
+        compared = None if self.reference is None else own
+        logp, kl = self._learner.accumulate_answers(
+            prompts, asked, (question.target, question.other), weights, compared,
+            self.kl / max(tokens, 1))
+        logp = logp.astype(np.float64)
+        score, loss = np.exp(logp[:, 0]), float(-(both * logp).sum(1).mean())
+        divergence = {} if compared is None else {"kl": float(kl.sum(dtype=float) / max(tokens, 1))}
+        return {
+            "loss": loss, "excess": loss - _entropy(both),
+            "brier": float(((score - target) ** 2).mean()), "auroc": auroc(score, target),
+            **divergence, "trained_samples": len(target),
+            "trained_tokens": sum(map(len, prompts)) + sum(len(text) for row in asked
+                                                           for text in row),
+        }  # fmt: skip
+
     def _loss_now(self) -> Loss:
         """The loss of this step: with its k, where that is annealed."""
         if self.loss is None:
             raise ValueError("step needs a loss, but this trainer has none: a score head is "
-                             "trained by step_scores")
+                             "trained by step_scores, answers behind samples by step_answers")
         if self._k is None or self._last is None:
             return self.loss
         return replace(self.loss, k=annealed(*self._k, self.steps, self._last))
@@ -513,6 +596,7 @@ class _Copy:
         self.lm = lm
         self.name, self.config, self.arch = lm.name, lm.config, lm.arch
         self.eos_token_ids, self.side_files = lm.eos_token_ids, ()
+        self.self_evaluation = lm.self_evaluation
 
     def weights(self) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
         """Slot, layer (0: of the model) and values of every tensor."""
@@ -552,15 +636,19 @@ def _checked_loss(lm: LM, loss: Loss | None) -> Loss | None:
     if lm.labels and loss is not None:
         raise ValueError(f"{lm.name} has a score head, which learns by cross-entropy: need "
                          f"loss=None, got {loss!r}")
-    if not lm.labels and not isinstance(loss, Loss):
-        raise TypeError("loss must be one of bonaware.losses, such as "
+    if loss is not None and not isinstance(loss, Loss):
+        raise TypeError("loss must be None or one of bonaware.losses, such as "
                         f"losses.get('bon')(k=16), got {loss!r}")
     return loss
 
 
-def _with_kl(loss: Any, kl: float) -> Loss | None:
+def _with_kl(lm: LM, loss: Any, kl: float) -> Loss | None:
     if not kl:
         return loss
+    if loss is None and not lm.labels:
+        if not (kl > 0 and math.isfinite(kl)):
+            raise ValueError(f"kl must be finite and >= 0, got {kl}")
+        return None
     if loss is None or "kl" not in inspect.signature(type(loss)).parameters:
         raise TypeError(f"kl={kl} needs a loss with an option kl, but {loss!r} has none")
     return replace(loss, kl=kl)
@@ -611,28 +699,40 @@ def auroc(scores: ArrayLike, right: ArrayLike) -> float | None:
     Parameters
     ----------
     scores : float, shape [N]
-    right : bool, shape [N]
+    right : bool, or float in [0, 1], shape [N]
+        Where it is a probability, samples are right or wrong independently of one another.
 
     Returns
     -------
-    float in [0, 1], or None where all samples are right or all wrong
+    float in [0, 1], or None where no two samples can be right and wrong
 
     Notes
     -----
+    The weighted share of ordered pairs (i, j), i ≠ j, with weights ``right[i] * (1 - right[j])``.
     O(N log N). **Source:** Mann and Whitney 1947, Ann. Math. Stat. 18:50, the U statistic.
 
     Examples
     --------
     >>> auroc([0.1, 0.4, 0.4, 0.8], [False, False, True, True])
     0.875
+    >>> auroc([0.1, 0.8], [0.5, 1.0])
+    1.0
     """
-    right = np.asarray(right, bool)
-    _, inverse, counts = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
-    rank = np.cumsum(counts) - (counts - 1) / 2  # from 1, the mean of equal ones
-    ones, zeros = int(right.sum()), int((~right).sum())
-    if not ones or not zeros:
+    right = np.asarray(right, np.float64)
+    _, group = np.unique(np.asarray(scores), return_inverse=True)
+    ones, zeros = np.bincount(group, right), np.bincount(group, 1 - right)
+    itself = float((right * (1 - right)).sum())  # a sample is no pair with itself
+    pairs = float(ones.sum() * zeros.sum()) - itself
+    if pairs <= 0:
         return None
-    return float((rank[inverse][right].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    below = np.cumsum(zeros) - zeros / 2
+    return (float((ones * below).sum()) - itself / 2) / pairs
+
+
+def _entropy(probabilities: Floats) -> float:
+    """Mean over rows of the entropy of rows that add up to 1, nats."""
+    logs = np.log(probabilities, where=probabilities > 0, out=np.zeros_like(probabilities))
+    return float(-(probabilities * logs).sum(1).mean())
 
 
 def _unpadded(lm: LM, completion: Any) -> Ids:

@@ -759,9 +759,10 @@ def test_fit_works_in_a_thread(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
-    (lambda: bon.Trainer(model()), TypeError,
-     r"loss must be one of bonaware.losses, such as losses.get\('bon'\)\(k=16\), got None"),
-    (lambda: bon.Trainer(model(), "bon"), TypeError, "got 'bon'"),
+    (lambda: bon.Trainer(model(), "bon"), TypeError,
+     r"loss must be None or one of bonaware.losses, such as losses.get\('bon'\)\(k=16\), got 'bon'"),
+    (lambda: bon.Trainer(model(config=SCORE), kl=0.1), TypeError, "needs a loss with an option kl"),
+    (lambda: bon.Trainer(model(), kl=-0.1), ValueError, "kl must be finite and >= 0, got -0.1"),
     (lambda: bon.Trainer(model(config=SCORE), REINFORCE), ValueError,
      "has a score head, which learns by cross-entropy: need loss=None, got Reinforce"),
     (lambda: bon.Trainer(model(), SFT, kl=0.1), TypeError,
