@@ -6,6 +6,7 @@ drew.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +28,20 @@ MAX_SLOTS = 256
 STEPS = 64
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a session needs beside slots and cache for one sample at least."""
+
+    together: int = 1  # samples of a prompt that must live at once
+    words: str = "one sample"
+    hold_ends: bool = False
+    ask_blocks: int = 0
+
+
 class Drawing(Iterator[Sample]):
     """Samples under way; made by `LM.stream`."""
+
+    _room = Room()
 
     def __init__(self, lm: "LM", requests: Sequence[Request], *, temperature: float | ArrayLike,
                  top_k: int | None, top_p: float | None, min_p: float | None,
@@ -52,7 +65,8 @@ class Drawing(Iterator[Sample]):
         self._started = time.monotonic()
         self._seconds = 0.0
         self._session = self._open()
-        self._samples = self._add_all()
+        self._samples: dict[int, tuple[Request, int, float]] = {}  # by the engine's number
+        self._begin()
         self._iterator = self._run()
 
     def __next__(self) -> Sample:
@@ -67,19 +81,20 @@ class Drawing(Iterator[Sample]):
 
     def _open(self) -> Any:
         """A session with slots and cache for these requests, within the memory budget."""
-        lm, model = self.lm, self.lm._model
+        lm, model, room = self.lm, self.lm._model, self._room
         need = [self._blocks(request) for request in self.requests]
         context = max((sum(blocks) for blocks in need), default=1) * engine().BLOCK_TOKENS
-        slots = max(1, min(sum(len(r.indices) for r in self.requests), MAX_SLOTS))
-        while slots > 1 and model.scratch_bytes(slots, context) > lm.memory / 4:
-            slots //= 2
+        slots = max(1, min(sum(len(r.indices) for r in self.requests), MAX_SLOTS), room.together)
+        while slots > room.together and model.scratch_bytes(slots, context) > lm.memory / 4:
+            slots = max(slots // 2, room.together)
         scratch = model.scratch_bytes(slots, context)
-        budget = (lm.memory - scratch) // model.block_bytes
+        budget = (lm.memory - scratch) // model.block_bytes - room.ask_blocks
         for (prompt, sample), request in zip(need, self.requests, strict=True):
-            if prompt + sample > budget:
-                needed = scratch + (prompt + sample) * model.block_bytes
+            least = prompt + sample * room.together
+            if least > budget:
+                needed = scratch + (least + room.ask_blocks) * model.block_bytes
                 raise MemoryError(
-                    f"one sample of prompt {request.prompt} needs {megabytes(needed)} of cache "
+                    f"{room.words} of prompt {request.prompt} needs {megabytes(needed)} of cache "
                     f"and scratch, but memory={lm.memory} allows {megabytes(lm.memory)}: give "
                     "more memory or lower max_new_tokens"
                 )
@@ -87,8 +102,10 @@ class Drawing(Iterator[Sample]):
         wanted = min(together, sum(
             p + s * len(r.indices) for (p, s), r in zip(need, self.requests, strict=True)))
         watch = self._stops.watch(lm.arch.vocab) if self._stops else None
-        return engine().Session(model, slots, max(1, min(budget, wanted)),
-                                np.array(lm.eos_token_ids, np.int32), watch)
+        return engine().Session(
+            model, slots, max(1, min(budget, wanted)) + room.ask_blocks,
+            np.array(lm.eos_token_ids, np.int32), watch,
+            *([room.hold_ends, room.ask_blocks] if room.hold_ends else []))
 
     def _blocks(self, request: Request) -> tuple[int, int]:
         """Cache blocks of a prompt and of one of its samples."""
@@ -102,23 +119,30 @@ class Drawing(Iterator[Sample]):
         block = engine().BLOCK_TOKENS
         return -(-length // block), -(-new // block)
 
-    def _add_all(self) -> dict[int, tuple[Request, int, float]]:
-        """Queue every sample; engine's number -> (request, index, temperature)."""
-        samples = {}
-        s = self.settings
+    def _begin(self) -> None:
+        """Queue every sample."""
         for request, temperatures in zip(self.requests, self._temperatures, strict=True):
-            try:
-                prompt = self._session.add_prompt(as_ids(request.tokens, "the prompt"))
-            except ValueError as error:
-                raise ValueError(f"prompt {request.prompt}: {error}") from None
-            numbers = self._session.add_samples(
-                prompt, np.array(request.indices, np.uint64),
-                temperatures.astype(np.float32), min(s["top_k"] or 0, self.lm.arch.vocab),
-                1.0 if s["top_p"] is None else s["top_p"], s["min_p"] or 0.0,
-                min(s["max_new_tokens"], self.lm.context), s["seed"], request.repeat)
-            for number, index, t in zip(numbers, request.indices, temperatures, strict=True):
-                samples[number] = request, int(index), float(t)
-        return samples
+            self._add(request, self._add_prompt(request), request.indices, temperatures)
+
+    def _add_prompt(self, request: Request) -> int:
+        """The engine's number of a prompt."""
+        try:
+            return self._session.add_prompt(as_ids(request.tokens, "the prompt"))
+        except ValueError as error:
+            raise ValueError(f"prompt {request.prompt}: {error}") from None
+
+    def _add(self, request: Request, prompt: int, indices: Sequence[int],
+             temperatures: NDArray[np.float64], hold_at: int = 0) -> list[int]:
+        """Queue samples of a prompt; the engine's numbers."""
+        s = self.settings
+        numbers = self._session.add_samples(
+            prompt, np.array(indices, np.uint64), temperatures.astype(np.float32),
+            min(s["top_k"] or 0, self.lm.arch.vocab), 1.0 if s["top_p"] is None else s["top_p"],
+            s["min_p"] or 0.0, min(s["max_new_tokens"], self.lm.context), s["seed"],
+            request.repeat, *([hold_at] if hold_at else []))
+        for number, index, t in zip(numbers, indices, temperatures, strict=True):
+            self._samples[number] = request, int(index), float(t)
+        return numbers
 
     def _run(self) -> Iterator[Sample]:
         session = self._session
@@ -145,7 +169,7 @@ class Drawing(Iterator[Sample]):
             state = self._session.view(number)[0]
             if state == "waiting":
                 return  # samples enter in the order of their numbers
-            if state == "live":
+            if state in ("live", "held"):
                 self._session.end(number, "aborted")
             yield self._finish(number)
 
@@ -157,19 +181,27 @@ class Drawing(Iterator[Sample]):
         return True
 
     def _finish(self, number: int) -> Sample:
+        sample = self._sample(number)
+        self._drop(number)
+        return sample
+
+    def _drop(self, number: int) -> None:
+        """Forget an ended sample; a Ctrl-C before this leaves it to abort()."""
+        del self._samples[number]
+        self._session.forget(number)
+
+    def _sample(self, number: int) -> Sample:
+        """A sample as it is now."""
         request, index, temperature = self._samples[number]
         reason, tokens, logp, sampled_logp, certainty = self._session.view(number)
         text, reason = self._text(request, tokens, reason)
-        sample = Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
-                        temperature)
-        del self._samples[number]  # last: a Ctrl-C before this leaves it to abort()
-        self._session.forget(number)
-        return sample
+        return Sample(request.prompt, index, tokens, logp, sampled_logp, certainty, text, reason,
+                      temperature)
 
     def _text(self, request: Request, tokens: NDArray[np.int32],
               reason: str) -> tuple[str | None, str]:
         """Text without end token and stop string, and the finish reason."""
-        if self.lm.tokenizer is None:
+        if self.lm.tokenizer is None or reason in ("held", "pruned"):
             return None, reason
         kept = tokens[:-1] if reason == "eos" else tokens
         if self._stops is None:

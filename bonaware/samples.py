@@ -98,6 +98,8 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     seconds: float
+    question_tokens: int = 0
+    ask_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -108,8 +110,14 @@ class Stats:
         return (
             f"{self.new_tokens} new tokens in {self.seconds:.3g} s: "
             f"prefill {self.prompt_tokens} tokens in {self.prefill_seconds:.3g} s, "
-            f"decode {self.tokens_per_second:.4g} tokens/s"
+            f"decode {self.tokens_per_second:.4g} tokens/s{self._asked}"
         )
+
+    @property
+    def _asked(self) -> str:
+        if not self.question_tokens:
+            return ""
+        return f", questions {self.question_tokens} tokens in {self.ask_seconds:.3g} s"
 
 
 class Samples:

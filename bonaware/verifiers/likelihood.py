@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
+from bonaware.verifiers._beginnings import of_beginnings
 
 __all__ = ["VERIFIER", "Likelihood"]
 
@@ -43,6 +45,20 @@ class Likelihood:
         if self.normalize is None:
             return samples.sum_logp.copy()
         return samples.sum_logp / np.maximum(samples.lengths, 1)
+
+    def prefix_scores(self, problems: Sequence[Problem], samples: Samples,
+                      checkpoints: Sequence[int]) -> NDArray[np.float64]:
+        """Of the first tokens of each sample, shape [P, n, checkpoints]; NaN where it has ended."""
+        check_prompts(problems, samples)
+        return of_beginnings(samples, samples.logp, checkpoints, self._of)
+
+    def read(self, live: Any) -> NDArray[np.float64]:
+        """Of samples under way as they are, shape [m]; see `bonaware.policies`."""
+        return np.array([self._of(sample.logp) for sample in live.samples], np.float64)
+
+    def _of(self, logp: NDArray[np.float32]) -> float:
+        total = logp.sum(dtype=np.float64)
+        return float(total if self.normalize is None else total / max(len(logp), 1))
 
 
 VERIFIER = Likelihood

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
+from bonaware.verifiers._beginnings import of_beginnings
 
 __all__ = ["VERIFIER", "SelfCertainty"]
 
@@ -28,6 +30,23 @@ class SelfCertainty:
         """Mean certainty, nats, shape [P, n]; NaN where there is no sample or no token."""
         check_prompts(problems, samples)
         return samples.certainty.copy()
+
+    def prefix_scores(self, problems: Sequence[Problem], samples: Samples,
+                      checkpoints: Sequence[int]) -> NDArray[np.float64]:
+        """Of the first tokens of each sample, shape [P, n, checkpoints]; NaN where it has ended."""
+        check_prompts(problems, samples)
+        certainty = [[np.empty(0, np.float32)] * samples.n for _ in samples.prompts]
+        for sample in samples:
+            certainty[sample.prompt][sample.index - samples.start] = sample.certainty
+        return of_beginnings(samples, certainty, checkpoints, _mean)
+
+    def read(self, live: Any) -> NDArray[np.float64]:
+        """Of samples under way as they are, shape [m]; see `bonaware.policies`."""
+        return np.array([_mean(sample.certainty) for sample in live.samples], np.float64)
+
+
+def _mean(certainty: NDArray[np.float32]) -> float:
+    return float(certainty.mean(dtype=np.float64)) if len(certainty) else np.nan
 
 
 VERIFIER = SelfCertainty
