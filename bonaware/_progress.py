@@ -14,8 +14,8 @@ class Bar:
 
     Parameters
     ----------
-    total : int
-        Samples wanted.
+    total : int or None
+        Samples wanted; None where a policy decides.
     progress : bool, callable or None
         True or False shows or hides the bar; None shows it in terminals and notebooks. A
         callable gets every finished Sample.
@@ -23,7 +23,7 @@ class Bar:
         Samples that were there before.
     """
 
-    def __init__(self, total: int, progress: Progress, done: int = 0) -> None:
+    def __init__(self, total: int | None, progress: Progress, done: int = 0) -> None:
         self.call = progress if callable(progress) else None
         self.bar = None
         self.tokens = 0

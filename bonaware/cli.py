@@ -164,10 +164,7 @@ def _shown(run: Any) -> str:
     columns = shutil.get_terminal_size().columns
     text = run.summary(columns if sys.stdout.isatty() else None)
     if run.counted.any():
-        from bonaware import _charts
-
-        drawn = _charts.text(run.curves(), min(columns, 100), sys.stdout.encoding or "ascii")
-        text = f"{text}\n\n{drawn}"
+        text = f"{text}\n\n{run.chart(min(columns, 100), sys.stdout.encoding or 'ascii')}"
     return _printable(text)
 
 
@@ -251,13 +248,12 @@ def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any]) -> 
 
 def _as_json(run: Any, report: Path | None) -> dict[str, Any]:
     stats = run.samples.stats if run.samples else None
-    figures = run.curves().to_dict() | {"selected": run.selected()} if run.counted.any() else {}
     return {
         "settings": run.settings,
         "store": str(run.store) if run.store else None,
         "report": str(report) if report else None,
         "complete": run.complete,
-        **figures,
+        **run.to_dict(),
         "stats": stats and dataclasses.asdict(stats),
     }
 

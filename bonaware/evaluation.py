@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bonaware
-from bonaware import _lookup, select, tasks
+from bonaware import _lookup, policies, select, tasks
 from bonaware._progress import Bar, Progress
 from bonaware.curves import Curves, curves, which_k
+from bonaware.policies import Policy
 from bonaware.samples import Request, Sample, Samples, seed_of
 from bonaware.store import Store
 from bonaware.verifiers import get as get_verifier
@@ -158,17 +159,37 @@ class Run:
         """
         lines = [self.head, ""]
         if self.counted.any():
-            picks = self.selected()
-            lines.append(self.curves().to_text(width))
-            lines += self.without_score()
-            if picks:
-                chosen = ", ".join(f"{name} {reward:.3f}" for name, reward in picks.items())
-                lines.append(f"chosen from all samples (ties: lowest index): {chosen}")
+            lines += self._figures_text(width)
         else:
             lines.append(f"no prompt has all n={self.n} samples yet, so there are no figures")
         if self.samples is not None and self.samples.stats is not None:
             lines.append(f"drawn by this call: {self.samples.stats!r}")
         return "\n".join(lines)
+
+    def _figures_text(self, width: int | None) -> list[str]:
+        lines = [self.curves().to_text(width), *self.without_score()]
+        if picks := self.selected():
+            chosen = ", ".join(f"{name} {reward:.3f}" for name, reward in picks.items())
+            lines.append(f"chosen from all samples (ties: lowest index): {chosen}")
+        return lines
+
+    def chart(self, columns: int, encoding: str) -> str:
+        """The curves as text, for a terminal of so many columns."""
+        from bonaware import _charts
+
+        return _charts.text(self.curves(), columns, encoding)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as JSON has them; empty where there are none yet."""
+        if not self.counted.any():
+            return {}
+        return self.curves().to_dict() | {"selected": self.selected()}
+
+    def figures_html(self, level: float = 0.95) -> str:
+        """Heading, chart and tables of the report."""
+        from bonaware import report
+
+        return report.curves_html(self, level)
 
     def __repr__(self) -> str:
         return self.summary()
@@ -213,8 +234,9 @@ class Run:
 def evaluate(
     lm: Any,
     task: Any,
-    n: int = 32,
+    n: int | None = None,
     *,
+    policy: Policy | None = None,
     k: Sequence[int] | None = None,
     verifiers: Sequence[Any] | Mapping[str, Any] = ("likelihood",),
     temperature: float | Sequence[float] = 1.0,
@@ -236,8 +258,12 @@ def evaluate(
     lm : LM
     task : str or task
         A name of `bonaware.tasks.available()`, or an object like those.
-    n : int
-        Samples per problem, >= 1. A store can be extended later: 8, then 32.
+    n : int, optional
+        Samples per problem, >= 1; default 32, or what the policy has. A store can be extended
+        later: 8, then 32.
+    policy : Policy, optional
+        Decides how many samples of a problem are drawn, which are dropped early and when to
+        stop, guided by the first of the verifiers; see `bonaware.policies`. None: n of each.
     k : sequence of int, optional
         Each ``1 <= k <= n``. Default: 1, 2, 4, ... n.
     verifiers : sequence of str or verifier, or a mapping of names to them
@@ -265,7 +291,8 @@ def evaluate(
     Returns
     -------
     Run
-        After Ctrl-C while drawing: what had finished, with ``complete=False``.
+        After Ctrl-C while drawing: what had finished, with ``complete=False``. With a policy a
+        `bonaware.policy_run.PolicyRun`.
 
     Raises
     ------
@@ -294,10 +321,11 @@ def evaluate(
         raise TypeError(f"lm must be a model, such as LM.load({os.fspath(lm)!r}), got its path")
     if isinstance(stop_strings, str):
         stop_strings = [stop_strings]
+    n, temperature = _of_policy(policy, n, temperature)
     n, schedule = _check_sampling(n, temperature)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
-    judges = _verifiers(verifiers, task)
+    judges = _verifiers(verifiers, task, lm)
     problems = task.load(split=split, limit=limit)
     if not problems:
         raise ValueError(f"need at least one problem, but task {task.name} has none in split "
@@ -322,33 +350,122 @@ def evaluate(
             **sampling,
             "seed": _seed(rng, db),
         }
+        if policy is not None:
+            settings |= {"policy": policies.describe(policy), "guide": next(iter(judges), None)}
         if db is not None:
             db.begin(settings, _rows(problems, prompts, tokens), _session(lm))
         kept = [] if db is None else list(db.samples(len(problems), n))
-        requests = _requests(tokens, kept, n)
-        drawing = lm.stream(requests, **sampling, rng=settings["seed"]) if requests else None
-        complete = _draw(drawing, kept, len(problems) * n, db, progress)
+        by_policy = None
+        if policy is None:
+            requests = _requests(tokens, kept, n)
+            drawing = lm.stream(requests, **sampling, rng=settings["seed"]) if requests else None
+        else:
+            by_policy = _ByPolicy(policy, judges, db, kept, (len(problems), n))
+            drawing = by_policy.drawing(lm, task, problems, prompts,
+                                        _requests(tokens, by_policy.kept, n),
+                                        sampling | {"rng": settings["seed"]})
+            kept = by_policy.kept
+        complete = _draw(drawing, kept, len(problems) * n, db, progress, by_policy)
         samples = Samples.from_list(
             prompts, kept, n, stats=drawing and drawing.stats, settings=settings
         )
-        rewards = task.rewards(problems, samples.text)
-        answers = _answers(task, problems, samples.text)
-        scores = {name: judge.score(problems, samples) for name, judge in judges.items()}
+        whole = samples.whole()
+        rewards = task.rewards(problems, whole.text)
+        answers = _answers(task, problems, whole.text)
+        known = {} if by_policy is None else by_policy.scores
+        scores = {name: known[name] if name in known else judge.score(problems, whole)
+                  for name, judge in judges.items()}
         if db is not None:
             db.put_rewards(rewards, answers)
             for name, score in scores.items():
                 db.put_scores(name, score)
-    return Run(
-        problems=problems,
-        samples=samples,
-        rewards=rewards,
-        scores=scores,
-        answers=answers,
-        settings=settings,
-        k=k,
-        store=None if store is None else Path(store),
-        complete=complete,
-    )
+    made = {
+        "problems": problems, "samples": samples, "rewards": rewards, "scores": scores,
+        "answers": answers, "settings": settings, "k": k,
+        "store": None if store is None else Path(store), "complete": complete,
+    }  # fmt: skip
+    if by_policy is None:
+        return Run(**made)
+    from bonaware.policy_run import PolicyRun
+
+    return PolicyRun(**made, policy=policy, done=by_policy.done)
+
+
+def _of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[int, Any]:
+    """n and temperature where they are the policy's."""
+    if policy is None:
+        return 32 if n is None else n, temperature
+    if n is not None and n != policy.n:
+        raise ValueError(f"policy {policy!r} draws at most {policy.n} samples, got n={n}: leave n "
+                         "out or give the policy another")
+    if np.ndim(temperature):
+        return policy.n, temperature
+    schedule = policy.temperatures(temperature)
+    return policy.n, temperature if (schedule == temperature).all() else schedule
+
+
+class _ByPolicy:
+    """What a policy does in a run: what it had done before, and what is kept of it now."""
+
+    def __init__(self, policy: Policy, judges: Mapping[str, Any], db: Store | None,
+                 stored: Sequence[Sample], shape: tuple[int, int]) -> None:
+        self.policy = policy
+        self.name, self.judge = next(iter(judges.items()), (None, None))
+        self.db = db
+        self.shape = shape
+        self.done: dict[int, int] = {}
+        found = np.full(shape, np.nan)
+        if db is not None:
+            self.done = {p: i for p, i in db.done().items() if p < shape[0]}
+            found = db.scores(shape).get(str(self.name), found)
+        self._stored = {(s.prompt, s.index) for s in stored}
+        self._found = found
+        # What was drawn for a prompt that is not done serves again, but for its checkpoints.
+        self.kept = [s for s in stored if s.prompt in self.done or self._serves(s)]
+        self._drawing: Any = None
+
+    def _serves(self, sample: Sample) -> bool:
+        scored = not np.isnan(self._found[sample.prompt, sample.index])
+        return not self.policy.checkpoints and (scored or "scores" not in self.policy.needs)
+
+    def drawing(self, lm: Any, task: Any, problems: Sequence[Any], prompts: Sequence[Any],
+                requests: Sequence[Request], sampling: dict[str, Any]) -> Any:
+        """The samples that are missing."""
+        from bonaware._scheduling import Guide, Scheduled
+
+        def answer(prompt: int, text: str) -> str | None:
+            return task.answer(problems[prompt], text)
+
+        wanted = [replace(r, indices=range(self.shape[1])) for r in requests
+                  if r.prompt not in self.done]
+        guide = Guide(self.policy, self.judge, problems, answer)
+        served = {(s.prompt, s.index): (s, float(self._found[s.prompt, s.index]))
+                  for s in self.kept if s.prompt not in self.done}
+        self._drawing = Scheduled(lm, wanted, prompts, self.policy, guide, served, **sampling)
+        return self._drawing
+
+    def keep(self, sample: Sample) -> None:
+        """Put a finished sample into the store, and the prompts that are done."""
+        place = sample.prompt, sample.index
+        score = self._drawing.scores.get(place, np.nan)
+        self._found[place] = score
+        if self.db is not None:
+            if place not in self._stored:
+                self.db.add(sample)
+            self.db.put_score(str(self.name), sample, score)
+        self.settle()
+
+    def settle(self) -> None:
+        """Note the prompts that are done since it was last called."""
+        new = {p: i for p, i in self._drawing.chosen.items() if p not in self.done}
+        self.done |= new
+        if self.db is not None and new:
+            self.db.put_done(new)
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """By the verifier that guided the policy."""
+        return {} if self.name is None else {self.name: self._found}
 
 
 def _check_sampling(n: int, temperature: Any) -> tuple[int, float | list[float]]:
@@ -373,8 +490,8 @@ def _check_sampling(n: int, temperature: Any) -> tuple[int, float | list[float]]
     return int(n), schedule.tolist()
 
 
-def _verifiers(given: Sequence[Any] | Mapping[str, Any], task: Any) -> dict[str, Any]:
-    """Name -> verifier; those that want the task get it."""
+def _verifiers(given: Sequence[Any] | Mapping[str, Any], task: Any, lm: Any) -> dict[str, Any]:
+    """Name -> verifier; those that want the task or the model get it."""
     if isinstance(given, str):
         raise TypeError(f"verifiers must be a sequence of names or verifiers, got {given!r}")
     pairs = list(given.items()) if isinstance(given, Mapping) else [
@@ -384,7 +501,7 @@ def _verifiers(given: Sequence[Any] | Mapping[str, Any], task: Any) -> dict[str,
     if twice:
         raise ValueError(f"two verifiers are called {twice[0]!r}: name them, as in "
                          "verifiers={'one': ..., 'other': ...}")
-    return {name: _verifier(one, task) for name, one in pairs}
+    return {name: _verifier(one, {"task": task, "lm": lm}) for name, one in pairs}
 
 
 def _verifier_name(one: Any) -> str:
@@ -393,11 +510,12 @@ def _verifier_name(one: Any) -> str:
     return repr(one) if is_dataclass(one) else type(one).__name__
 
 
-def _verifier(one: Any, task: Any) -> Any:
+def _verifier(one: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(one, str):
         return one
     kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
-    return kind(task=task) if "task" in signature(kind).parameters else get_verifier(one)
+    wanted = signature(kind).parameters
+    return get_verifier(one, **{name: value for name, value in given.items() if name in wanted})
 
 
 def _unscored_last(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -447,21 +565,27 @@ def _draw(
     total: int,
     db: Store | None,
     progress: Progress,
+    by_policy: _ByPolicy | None = None,
 ) -> bool:
     """Put every finished sample into the store and into kept; False after Ctrl-C."""
     try:
-        with Bar(total, progress, done=len(kept)) as bar:
+        with Bar(None if by_policy else total, progress, done=len(kept)) as bar:
             for sample in drawing or ():
                 if sample.finish_reason == "aborted":
                     continue
-                if db is not None:
+                if by_policy is not None:
+                    by_policy.keep(sample)
+                elif db is not None:
                     db.add(sample)
                 kept.append(sample)
                 bar(sample)
+        if by_policy is not None:
+            by_policy.settle()
     except KeyboardInterrupt:
         kept_in = "in memory" if db is None else f"in {db.path}; the same call goes on from there"
+        of = "" if by_policy else f" of {total}"
         warnings.warn(
-            f"interrupted: {len(kept)} of {total} samples are finished and kept {kept_in}",
+            f"interrupted: {len(kept)}{of} samples are finished and kept {kept_in}",
             stacklevel=3,
         )
         return False

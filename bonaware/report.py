@@ -133,17 +133,20 @@ def _figures(run: Any, level: float) -> str:
     if not run.counted.any():
         return ("<section><h2>Figures</h2><p>No prompt has all its samples yet, so there are no "
                 "figures.</p></section>\n")  # fmt: skip
+    notes = "".join(f"<p>{_text(note)}</p>" for note in run.without_score())
+    return f"<section>{run.figures_html(level)}{notes}</section>\n"
+
+
+def curves_html(run: Any, level: float) -> str:
+    """What k samples give, and what each selector picks."""
     curves = run.curves(level)
     picks = [(name, f"{reward:.3f}") for name, reward in run.selected().items()]
-    notes = "".join(f"<p>{_text(note)}</p>" for note in run.without_score())
     return "".join([
-        "<section><h2>What k samples give</h2>",
+        "<h2>What k samples give</h2>",
         f"<figure>{_charts.svg(curves)}{_charts.legend(curves)}</figure>",
         _wide(curves._repr_html_(), "curves as a table"),
-        notes,
         f"<h3>Chosen from all {run.n} samples</h3><p>Equal scores: the first sample.</p>"
         + _wide(_table(("selector", "mean reward"), picks), "selectors") if picks else "",
-        "</section>\n",
     ])  # fmt: skip
 
 

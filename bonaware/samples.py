@@ -316,6 +316,15 @@ class Samples:
         prompts = [self.prompts[p] for p in chosen]
         return Samples(prompts, rows, start=self.start, settings=self.settings)
 
+    def whole(self) -> "Samples":
+        """The Samples without those that were pruned: the others are answers."""
+        if not (self.finish_reason == "pruned").any():
+            return self
+        rows = [[None if s is None or s.finish_reason == "pruned" else s for s in row]
+                for row in self._rows]
+        return Samples(self.prompts, rows, start=self.start, stats=self.stats,
+                       settings=self.settings)
+
     # -- as a table ----------------------------------------------------------
 
     def to_pandas(self):

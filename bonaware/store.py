@@ -49,6 +49,9 @@ CREATE TABLE scores(
     PRIMARY KEY(name, prompt, "index")) WITHOUT ROWID;
 """
 
+# Prompts that a policy is done with, and the sample that it took; stores of before have none.
+DONE = "CREATE TABLE IF NOT EXISTS done(prompt INTEGER PRIMARY KEY, chosen INTEGER NOT NULL)"
+
 # SQLite's primary result codes -> what they mean to a user.
 MEANING = {
     sqlite3.SQLITE_FULL: "the disk is full; what was committed before is safe",
@@ -248,6 +251,20 @@ class Store:
         with self._errors():
             self._db.execute("INSERT INTO samples VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
+    def put_score(self, name: str, sample: Sample, score: float) -> None:
+        """Commit the score of one sample, or that it has none (NaN)."""
+        with self._errors():
+            if np.isnan(score):
+                return
+            self._db.execute("INSERT OR REPLACE INTO scores VALUES(?, ?, ?, ?)",
+                             (name, sample.prompt, sample.index, float(score)))
+
+    def put_done(self, chosen: Mapping[int, int]) -> None:
+        """Prompts that a policy is done with, each with the sample that it took, or -1."""
+        with self._errors(), self._transaction():
+            self._db.execute(DONE)
+            self._db.executemany("INSERT OR REPLACE INTO done VALUES(?, ?)", chosen.items())
+
     def put_rewards(
         self, rewards: NDArray[np.float64], answers: Sequence[Sequence[str | None]] | None = None
     ) -> None:
@@ -332,6 +349,13 @@ class Store:
             for name, prompt, index, value in self._db.execute(query, shape):
                 result.setdefault(name, np.full(shape, np.nan))[prompt, index] = value
         return result
+
+    def done(self) -> dict[int, int]:
+        """Prompts that a policy is done with -> the sample that it took, or -1."""
+        with self._errors():
+            if not self._one("SELECT count(*) FROM sqlite_schema WHERE name = 'done'"):
+                return {}
+            return dict(self._db.execute("SELECT prompt, chosen FROM done").fetchall())
 
     def shape(self) -> tuple[int, int]:
         """(problems, largest index of a sample + 1)."""

@@ -8,18 +8,21 @@ what the policy would have drawn.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _lookup
+from bonaware.costs import Cost, CostModel, cost, gain
 from bonaware.policies._base import WHOLE, Decision, Policy, Seen
 from bonaware.policies._course import Course
+from bonaware.policies._fit import Sweep, fit_threshold, sweep
 from bonaware.samples import Sample, Samples
 
-__all__ = ["Decision", "Policy", "Replay", "Seen", "available", "get", "replay"]
+__all__ = ["Decision", "Policy", "Replay", "Seen", "available", "describe", "get",
+           "replay"]
 
 
 def available() -> tuple[str, ...]:
@@ -59,6 +62,22 @@ def get(name: str, **options: Any) -> Policy:
     return _lookup.make(__name__, name, "POLICY", options)
 
 
+def describe(policy: Policy) -> dict[str, Any]:
+    """Name and options of a policy, as JSON has them.
+
+    Examples
+    --------
+    >>> describe(get("best_of_n", n=8))
+    {'name': 'best_of_n', 'n': 8}
+    """
+    options = {one.name: _plain(getattr(policy, one.name)) for one in fields(policy)}
+    return {"name": type(policy).__module__.rpartition(".")[2], **options}
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if isinstance(value, Sequence | np.ndarray) else value
+
+
 @dataclass(frozen=True, eq=False)
 class Replay:
     """What a policy makes of stored samples.
@@ -88,7 +107,7 @@ def replay(policy: Policy, samples: Samples, scores: ArrayLike | None = None,
     policy : Policy
     samples : Samples
         At least `policy.n` whole samples of each prompt from index 0 on, as far as the policy
-        wants them, drawn at `policy.temperatures(...)`.
+        wants them, drawn at `policy.temperatures(...)` where that varies.
     scores : float, shape [P, n]
         Of the whole samples.
     prefix_scores : float, shape [P, n, checkpoints]
@@ -105,15 +124,16 @@ def replay(policy: Policy, samples: Samples, scores: ArrayLike | None = None,
     Raises
     ------
     ValueError
-        Something that the policy needs is missing or has another shape; or it asks for a sample
-        that is not there, or was not drawn whole.
+        Something that the policy needs is missing or has another shape; the policy varies the
+        temperature and the samples were drawn otherwise; or it asks for a sample that is not
+        there, or was not drawn whole.
 
     Examples
     --------
     >>> rows = [[Sample(0, i, np.arange(4, dtype=np.int32), *[np.zeros(4, np.float32)] * 3,
     ...                 text=None, finish_reason="eos", temperature=1.0) for i in range(3)]]
-    >>> found = replay(get("adaptive", n=3, threshold=0.9), Samples(["?"], rows),
-    ...                scores=[[0.2, 0.95, 0.5]])
+    >>> policy = get("adaptive", n=3, threshold=0.9, anneal="constant")
+    >>> found = replay(policy, Samples(["?"], rows), scores=[[0.2, 0.95, 0.5]])
     >>> found.samples.valid, found.chosen
     (array([[ True,  True, False]]), array([1]))
     """
@@ -143,6 +163,7 @@ class _Stored:
         missing = sorted(name for name in policy.needs if given[name] is None)
         if missing:
             raise ValueError(f"policy {policy!r} needs {' and '.join(missing)}")
+        _check_temperatures(policy, samples)
         self.rows = [{s.index: s for s in samples[p]} for p in range(len(samples))]
         self.scores = _floats("scores", scores, shape)
         self.prefix_scores = _floats("prefix_scores", prefix_scores, (*shape, places))
@@ -159,6 +180,25 @@ class _Stored:
         return replace(sample, prompt=p)
 
 
+def _check_temperatures(policy: Policy, samples: Samples) -> None:
+    """Refuse samples that were not drawn by the schedule of a policy that has one.
+
+    Policies without one leave the temperatures to the caller.
+    """
+    factors = policy.temperatures(1.0)[:samples.n]
+    if (factors == factors[:1]).all():
+        return
+    drawn = samples.temperature[:, :len(factors)]  # NaN where no sample is, or nobody knows
+    found = (drawn[:, factors > 0] / factors[factors > 0]).ravel()
+    base = next(iter(found[~np.isnan(found)]), 0.0)
+    wrong = ~(np.isnan(drawn) | np.isclose(drawn, base * factors))
+    if wrong.any():
+        p, i = np.argwhere(wrong)[0]
+        raise ValueError(f"policy {policy!r} draws at temperatures in the proportions {factors}, "
+                         f"but sample {i} of prompt {p} was drawn at {drawn[p, i]:g}, others at "
+                         f"{base:g}: replay the schedule that the samples were drawn by")
+
+
 def _floats(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     if values is None:
         return np.full(shape, np.nan)
@@ -172,8 +212,9 @@ def _play(course: Course, stored: _Stored) -> Iterator[tuple[int, Sample]]:
     """Samples of one prompt by index, as each comes to its end."""
     p = course.prompt
     while not (step := course.next()).nothing:
+        lengths = course.seen().lengths
         for i in step.drop:
-            yield i, _cut(stored.sample(p, i), int(course.seen().lengths[i]))
+            yield i, _cut(stored.sample(p, i), int(lengths[i]))
         for i in (*step.begin, *step.go_on):
             sample, rest = stored.sample(p, i), course.checkpoint(i)
             if rest and len(sample.tokens) > rest:
