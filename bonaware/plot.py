@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from bonaware.curves import Curves
 
-__all__ = ["coscaling", "curves"]
+__all__ = ["coscaling", "curves", "samples_per_prompt"]
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -103,6 +103,37 @@ def coscaling(
     ax.set_ylabel("pass@k")
     if fit is not None:
         ax.set_title("points: measured; lines: exp(a $k^b$), fitted", fontsize="medium")
+    ax.legend(frameon=False)
+    return ax
+
+
+def samples_per_prompt(begun: ArrayLike, rewards: ArrayLike, n: int, ax: Any = None) -> Any:
+    """Draw how many prompts took how many samples, and what came of them.
+
+    Parameters
+    ----------
+    begun : int, shape [P]
+        Samples that a policy had drawn for each prompt.
+    rewards : float, shape [P]
+        Of the sample that it took, in [0, 1].
+    n : int
+        Most samples of a prompt.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = _axes(ax)
+    counts = np.bincount(np.asarray(begun), minlength=n + 1)
+    right = np.bincount(np.asarray(begun), np.asarray(rewards, float), minlength=n + 1)
+    k = np.arange(n + 1)
+    ax.bar(k, right, color=COLOURS[0], label="reward of the sample taken")
+    ax.bar(k, counts - right, bottom=right, color=COLOURS[1], alpha=0.5, label="missing to 1")
+    ax.set_xlim(0, n + 1)
+    ax.set_xlabel(f"samples that a prompt took, {np.mean(begun):.2f} on average")
+    ax.set_ylabel("prompts")
     ax.legend(frameon=False)
     return ax
 
