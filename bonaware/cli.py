@@ -36,6 +36,10 @@ EMBEDDED = {
         "likelihood": ("likelihood", {}),
     },
 }
+# What --policy measures without --model and --task.
+EMBEDDED_POLICY = EMBEDDED | {
+    "model": "countdown-selfeval", "verifier": {"self_evaluation": ("self_evaluation", {})},
+}  # fmt: skip
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
 
 EVALUATE = """\
@@ -47,11 +51,14 @@ examples:
   bonaware evaluate --model models/Qwen3-0.6B --task jsonl --task-option path=mine.jsonl
   bonaware evaluate --model countdown --task countdown --verifier exact \\
                     --verifier reward_model:model=countdown-verifier
+  bonaware evaluate --policy adaptive:threshold=0.9,n=16
+  bonaware evaluate --policy prune:n=16,checkpoints=[12],keep=[0.5]
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
   bonaware evaluate --samples run.sqlite
 
 Without --model, --task and --samples the embedded model and verifier are measured on 300
-problems of the task countdown.
+problems of the task countdown. A policy decides how much is drawn of each problem; the first
+verifier guides it.
 Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
 on where it stopped; a larger --n draws only what is missing.
 The report is one HTML page beside the store: curves, tables, and the samples to look through.
@@ -154,7 +161,7 @@ def _evaluate(args: argparse.Namespace) -> bool:
 
 def _take_embedded(args: argparse.Namespace) -> None:
     """Fill in what was not given."""
-    for name, value in EMBEDDED.items():
+    for name, value in (EMBEDDED_POLICY if args.policy else EMBEDDED).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 
@@ -178,6 +185,11 @@ def _report_path(run: Any, args: argparse.Namespace) -> Path | None:
 def _check_evaluate(args: argparse.Namespace) -> None:
     if args.samples and (args.model or args.task):
         raise UsageError("give --samples, or --model and --task, not both")
+    if args.samples and args.policy:
+        raise UsageError("--policy decides what is drawn; --samples are drawn: see "
+                         "bonaware.policies.replay")
+    if args.policy and args.verifier is None and not args.samples:
+        args.verifier = EMBEDDED_POLICY["verifier"]
     if not args.samples and not (args.model and args.task):
         given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
         known = embedded_models() if args.task else bonaware.tasks.available()
@@ -216,6 +228,7 @@ def _recorded(args: argparse.Namespace) -> Any:
 def _drawn(args: argparse.Namespace) -> Any:
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
     task.load(split=args.split, limit=1)  # missing data are said before a large model is read
+    policy = args.policy and bonaware.policies.get(args.policy[0], **args.policy[1])
     verifiers = {
         label: bonaware.verifiers.get(name, **options) if options else name
         for label, (name, options) in (args.verifier or {"likelihood": ("likelihood", {})}).items()
@@ -228,20 +241,30 @@ def _drawn(args: argparse.Namespace) -> Any:
     _say_settings(
         lm.settings()
         | {"task": task.name, **dict(args.task_option), "split": args.split, "limit": args.limit}
-        | {"verifiers": ", ".join(verifiers), "n": args.n, "seed": args.seed}
+        | {"verifiers": ", ".join(verifiers), "n": _n_of(args, policy), "seed": args.seed}
+        | ({"policy": repr(policy), "guide": next(iter(verifiers))} if policy else {})
         | sampling | defaults | given
     )  # fmt: skip
     if store:
         _say(f"store: {store}{' (continued)' if Path(store).exists() else ''}")
     return bonaware.evaluate(
-        lm, task, args.n, k=args.k, verifiers=verifiers, limit=args.limit, split=args.split,
-        rng=args.seed, store=store, progress=True, **sampling,
+        lm, task, args.n, policy=policy, k=args.k, verifiers=verifiers, limit=args.limit,
+        split=args.split, rng=args.seed, store=store, progress=True, **sampling,
     )  # fmt: skip
+
+
+def _n_of(args: argparse.Namespace, policy: Any) -> int:
+    """Samples per problem at most."""
+    if args.n is None:
+        return policy.n if policy else 32
+    return args.n
 
 
 def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any]) -> str:
     """In the current folder; one name for the same samples, whatever n and limit are."""
     same = [lm.fingerprint, args.task, sorted(args.task_option), args.split, args.seed, sampling]
+    if args.policy:
+        same += [args.policy, list(args.verifier)[:1]]
     digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
     return f"{'-'.join(dict.fromkeys([lm.name, args.task]))}-{digest}.sqlite"
 
@@ -505,17 +528,22 @@ def _option(text: str) -> tuple[str, Any]:
     return name, value
 
 
+def _named(text: str) -> tuple[str, dict[str, Any]]:
+    """NAME or NAME:OPTION=VALUE,... as name and options."""
+    name, _, rest = text.partition(":")
+    # A comma parts options only where another one begins: paths and lists may hold some.
+    return name, dict(_option(part) for part in re.split(r",(?=\w+=)", rest) if rest)
+
+
 class _Verifier(argparse.Action):
     """NAME or NAME:OPTION=VALUE,... into a dict: what was given -> name and options."""
 
     def __call__(self, parser: Any, args: Any, values: Any, option: str | None = None) -> None:
-        name, _, rest = values.partition(":")
         try:
-            # A comma parts options only where another one begins: paths may hold some.
-            options = dict(_option(part) for part in re.split(r",(?=\w+=)", rest) if rest)
+            named = _named(values)
         except argparse.ArgumentTypeError as error:
             parser.error(f"{option} {values}: {error}")
-        setattr(args, self.dest, {**(getattr(args, self.dest) or {}), values: (name, options)})
+        setattr(args, self.dest, {**(getattr(args, self.dest) or {}), values: named})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -562,7 +590,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
                       help=f"select by it: {', '.join(bonaware.verifiers.available())}, with "
                       "its options, as in reward_model:model=FOLDER; may be repeated "
                       "(default: likelihood)")  # fmt: skip
+    what.add_argument("--policy", metavar="NAME[:OPTION=VALUE,...]", type=_named,
+                      help="let it decide what is drawn, as in adaptive:threshold=0.9: "
+                      + ", ".join(bonaware.policies.available()))
     _model_arguments(parser, n=32, length="the task's")
+    parser.set_defaults(n=None)
     where = parser.add_argument_group("where it goes")
     where.add_argument("--store", metavar="FILE", help="default: MODEL-TASK-SETTINGS.sqlite")
     where.add_argument("--no-store", action="store_true", help="keep samples in memory only")
