@@ -21,8 +21,8 @@ from bonaware.policies._course import Course
 from bonaware.policies._fit import Sweep, fit_threshold, sweep
 from bonaware.samples import Sample, Samples
 
-__all__ = ["Decision", "Policy", "Replay", "Seen", "available", "describe", "get",
-           "replay"]
+__all__ = ["Cost", "CostModel", "Decision", "Policy", "Replay", "Seen", "Sweep", "available",
+           "cost", "describe", "fit_threshold", "gain", "get", "replay", "sweep"]
 
 
 def available() -> tuple[str, ...]:
@@ -70,7 +70,8 @@ def describe(policy: Policy) -> dict[str, Any]:
     >>> describe(get("best_of_n", n=8))
     {'name': 'best_of_n', 'n': 8}
     """
-    options = {one.name: _plain(getattr(policy, one.name)) for one in fields(policy)}
+    options = {one.name: _plain(getattr(policy, one.name)) for one in fields(policy)  # type: ignore[arg-type]
+               if one.init}
     return {"name": type(policy).__module__.rpartition(".")[2], **options}
 
 

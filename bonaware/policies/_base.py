@@ -89,14 +89,12 @@ class Policy:
     the same decisions, online and in `replay`.
     """
 
+    #: Most samples of a prompt.
     n: int
     #: Of "scores", "prefix_scores" and "answers", what `decide` and `choose` read.
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
-
-    @property
-    def checkpoints(self) -> tuple[int, ...]:
-        """Rising numbers of tokens at which samples rest."""
-        return ()
+    #: Rising numbers of tokens at which samples rest.
+    checkpoints: tuple[int, ...] = ()
 
     def temperatures(self, temperature: float) -> NDArray[np.float64]:
         """Temperature of each sample, shape [n], where a call asks for `temperature`."""

@@ -1,13 +1,17 @@
 """Options that policies have in common, checked."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from math import ceil
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["count", "schedule", "wave_at"]
+__all__ = ["Waves", "count", "kept", "number", "rising", "schedule", "share", "wave_at"]
+
+Waves = int | Sequence[int]
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
@@ -19,7 +23,41 @@ def count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def wave_at(waves: int | Sequence[int], drawn: int) -> int:
+def number(name: str, value: Any) -> float:
+    """A number; one that is NaN is refused by whoever compares it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def share(name: str, value: Any) -> float:
+    """A number in (0, 1]."""
+    if not 0 < number(name, value) <= 1:
+        raise ValueError(f"need 0 < {name} <= 1, got {value}")
+    return float(value)
+
+
+def rising(name: str, values: Any) -> tuple[int, ...]:
+    """One whole number >= 1, or several, each larger than the one before."""
+    several = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+    numbers = tuple(count(name, value) for value in (values if several else [values]))
+    if not numbers or any(a >= b for a, b in pairwise(numbers)):
+        raise ValueError(f"{name} must be at least one number of tokens, rising, got {values}")
+    return numbers
+
+
+def kept(fraction: float, held: int) -> int:
+    """How many of the samples at a checkpoint go on: a fraction, rounded up, at least one.
+
+    Examples
+    --------
+    >>> kept(0.25, 16), kept(0.25, 5), kept(0.01, 3)
+    (4, 2, 1)
+    """
+    return max(1, ceil(round(fraction * held, 9)))  # 0.07 * 100 is a little more than 7
+
+
+def wave_at(waves: Waves, drawn: int) -> int:
     """Size of the wave that begins where `drawn` samples are there.
 
     Examples
@@ -56,7 +94,7 @@ def schedule(anneal: str | Sequence[float], n: int) -> NDArray[np.float64]:
         if anneal not in ("exponential", "constant"):
             raise ValueError("anneal must be 'exponential', 'constant' or n factors, got "
                              f"{anneal!r}")
-        return 1 - 0.5 ** np.arange(n) if anneal == "exponential" else np.ones(n)
+        return 1 - 0.5 ** np.arange(n, dtype=float) if anneal == "exponential" else np.ones(n)
     factors = np.asarray(anneal, np.float64)
     if factors.shape != (n,) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(f"anneal needs n={n} finite factors >= 0, got {anneal}")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware.policies._base import Decision, Policy, Seen
-from bonaware.policies._options import count, schedule, wave_at
+from bonaware.policies._options import Waves, count, number, schedule, wave_at
 
 __all__ = ["POLICY", "Adaptive"]
 
@@ -54,12 +54,12 @@ class Adaptive(Policy):
 
     threshold: float
     n: int = 16
-    waves: int | Sequence[int] = 1
+    waves: Waves = 1
     anneal: str | Sequence[float] = "exponential"
 
     def __post_init__(self) -> None:
         count("n", self.n)
-        if not 0 <= self.threshold <= 1:
+        if not 0 <= number("threshold", self.threshold) <= 1:
             raise ValueError(f"need 0 <= threshold <= 1, got {self.threshold}: no score reaches "
                              "more than 1")
         wave_at(self.waves, 0)

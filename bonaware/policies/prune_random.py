@@ -1,0 +1,52 @@
+"""prune_random: drop samples at checkpoints without looking at them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.policies._base import Seen
+from bonaware.policies._options import count
+from bonaware.policies.prune import Prune
+
+__all__ = ["POLICY", "PruneRandom"]
+
+
+@dataclass(frozen=True)
+class PruneRandom(Prune):
+    """Drops as many samples as `prune` does, whichever they are: what pruning has to beat.
+
+    Parameters
+    ----------
+    checkpoints, fractions, n
+        As in `Prune`.
+    rng : int
+        Seed, >= 0. Which samples go on depends on it, the position of the prompt and the
+        checkpoint only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is out of its range, or there are not as many fractions as checkpoints.
+
+    Examples
+    --------
+    >>> policy = PruneRandom(checkpoints=32, fractions=0.5, n=4)
+    >>> [policy.decide(Seen(prompt, ["held"] * 4, at=0)).drop for prompt in range(3)]
+    [[2, 3], [1, 2], [0, 3]]
+    """
+
+    rng: int = 0
+    needs: ClassVar[frozenset[str]] = frozenset({"scores"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count("rng", self.rng, least=0)
+
+    def ranks(self, seen: Seen) -> NDArray[np.float64]:
+        key = (self.rng, seen.prompt, seen.at or 0)
+        return np.random.default_rng(key).random(self.n)[seen.held]
+
+
+POLICY = PruneRandom
