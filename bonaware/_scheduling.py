@@ -183,6 +183,15 @@ class Scheduled(Drawing):
         """Tokens and seconds so far."""
         return replace(super().stats, question_tokens=self._asked, ask_seconds=self._ask_seconds)
 
+    def found(self, shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Scores `[P, n]` and the sample taken `[P]`; NaN and -1 where there is none."""
+        scores, chosen = np.full(shape, np.nan), np.full(shape[0], -1)
+        for place, score in self.scores.items():
+            scores[place] = score
+        for prompt, index in self.chosen.items():
+            chosen[prompt] = index
+        return scores, chosen
+
     @property
     def _room(self) -> Room:  # type: ignore[override]
         """Samples that rest at checkpoints keep their slots until all of their prompt are there."""

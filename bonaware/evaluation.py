@@ -321,7 +321,7 @@ def evaluate(
         raise TypeError(f"lm must be a model, such as LM.load({os.fspath(lm)!r}), got its path")
     if isinstance(stop_strings, str):
         stop_strings = [stop_strings]
-    n, temperature = _of_policy(policy, n, temperature)
+    n, temperature = policies.of_policy(policy, n, temperature)
     n, schedule = _check_sampling(n, temperature)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
@@ -389,19 +389,6 @@ def evaluate(
     from bonaware.policy_run import PolicyRun
 
     return PolicyRun(**made, policy=policy, done=by_policy.done)
-
-
-def _of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[int, Any]:
-    """n and temperature where they are the policy's."""
-    if policy is None:
-        return 32 if n is None else n, temperature
-    if n is not None and n != policy.n:
-        raise ValueError(f"policy {policy!r} draws at most {policy.n} samples, got n={n}: leave n "
-                         "out or give the policy another")
-    if np.ndim(temperature):
-        return policy.n, temperature
-    schedule = policy.temperatures(temperature)
-    return policy.n, temperature if (schedule == temperature).all() else schedule
 
 
 class _ByPolicy:

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonaware import _export, data, routes
+from bonaware import _export, data, routes, verifiers
 from bonaware._checks import as_ids, count, floats, megabytes
 from bonaware._drawing import Drawing
 from bonaware._fresh import Fresh
 from bonaware._limits import free_memory, usable_threads
 from bonaware._progress import Bar, Progress
+from bonaware._scheduling import Guide, Scheduled
 from bonaware.checkpoint import SELF_EVALUATION, Checkpoint
 from bonaware.config import engine
 from bonaware.models import config_of_text, family_of, pad_token_id
+from bonaware.policies import Policy, of_policy
 from bonaware.samples import Request, Samples
 from bonaware.tokenizer import Tokenizer
 
@@ -530,19 +532,20 @@ class LM:
 
     # -- drawing -------------------------------------------------------------
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], n: int = 32, *,
+    def generate(self, prompts: Prompt | Sequence[Prompt], n: int | None = None, *,
                  temperature: float | ArrayLike = 1.0, top_k: int | None = None,
                  top_p: float | None = None, min_p: float | None = None,
                  max_new_tokens: int = 256, stop_strings: Sequence[str] = (),
                  rng: int | np.random.SeedSequence | np.random.Generator | None = 0,
-                 start: int = 0, progress: Progress = None) -> Samples:
+                 start: int = 0, policy: Policy | None = None, verifier: Any = None,
+                 progress: Progress = None) -> Samples:
         """Draw n samples of every prompt.
 
         Parameters
         ----------
         prompts : str, sequence of ids, chat messages, or a sequence of P of these
-        n : int
-            Samples per prompt, >= 1.
+        n : int, optional
+            Samples per prompt, >= 1; default 32, or what the policy has.
         temperature : float, or float [n]
             >= 0; an array gives sample ``start + i`` its own (annealing). At 0 the most likely
             token is taken, so at most one sample per prompt may have it.
@@ -557,6 +560,11 @@ class LM:
             on threads or memory. None draws fresh randomness.
         start : int
             Index of the first sample: after 8 samples, ``start=8, n=24`` completes 32.
+        policy : Policy, optional
+            Decides how many samples are drawn, which are dropped early and when to stop; see
+            `bonaware.policies`. The result has `scores` and `chosen`.
+        verifier : Verifier or str, optional
+            Guides the policy; default "self_evaluation", by this model.
         progress : bool or callable, optional
             True or False shows or hides a bar that counts samples; None shows it in terminals
             and notebooks. A callable gets every finished `Sample`.
@@ -573,6 +581,7 @@ class LM:
         MemoryError
             `memory` does not hold even one sample.
         """
+        n, temperature = of_policy(policy, n, temperature)
         n, start = count("n", n), count("start", start, least=0, most=MAX_START)
         prompts = _one_per_prompt(prompts)
         seen: Counter[bytes] = Counter()
@@ -581,12 +590,17 @@ class LM:
             tokens = self.encode(prompt)
             requests.append(Request(p, tokens, range(start, start + n), seen[tokens.tobytes()]))
             seen[tokens.tobytes()] += 1
-        drawing = self.stream(
-            requests, temperature=_by_index(temperature, n, start), top_k=top_k, top_p=top_p,
-            min_p=min_p, max_new_tokens=max_new_tokens, stop_strings=stop_strings, rng=rng,
-        )
+        settings = {
+            "temperature": _by_index(temperature, n, start), "top_k": top_k, "top_p": top_p,
+            "min_p": min_p, "max_new_tokens": max_new_tokens, "stop_strings": stop_strings,
+            "rng": rng,
+        }
+        if policy is None:
+            drawing = self.stream(requests, **settings)
+        else:
+            drawing = self._scheduled(requests, prompts, policy, verifier, start, settings)
         samples = []
-        with Bar(len(prompts) * n, progress) as bar:
+        with Bar(None if policy else len(prompts) * n, progress) as bar:
             try:
                 for sample in drawing:
                     samples.append(sample)
@@ -596,8 +610,22 @@ class LM:
                 done = sum(sample.finish_reason != "aborted" for sample in samples)
                 warnings.warn(f"interrupted: {done} of {len(prompts) * n} samples are finished",
                               stacklevel=2)
-        return Samples.from_list(prompts, samples, n, start, stats=drawing.stats,
+        made = Samples.from_list(prompts, samples, n, start, stats=drawing.stats,
                                  settings=self.settings() | drawing.settings)
+        if policy is not None:
+            made.scores, made.chosen = drawing.found(made.valid.shape)
+        return made
+
+    def _scheduled(self, requests: Sequence[Request], prompts: Sequence[Prompt], policy: Policy,
+                   verifier: Any, start: int, settings: dict[str, Any]) -> Scheduled:
+        """A drawing that a policy schedules."""
+        if start:
+            raise ValueError(f"a policy draws from sample 0 on, got start={start}")
+        if verifier is None and policy.needs & {"scores", "prefix_scores"}:
+            verifier = "self_evaluation"
+        if isinstance(verifier, str):
+            verifier = verifiers.get(verifier)
+        return Scheduled(self, requests, prompts, policy, Guide(policy, verifier), **settings)
 
     def stream(self, requests: Sequence[Request], *, temperature: float | ArrayLike = 1.0,
                top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,

@@ -140,6 +140,13 @@ class Samples:
     settings : dict, optional
         The effective settings the samples were drawn with.
 
+    Attributes
+    ----------
+    scores : float64, shape [P, n], or None
+        Of whole samples, by the verifier that guided a policy; None without a policy.
+    chosen : int64, shape [P], or None
+        Sample that the policy took, -1 where it is not done; None without a policy.
+
     Examples
     --------
     >>> one = Sample(prompt=0, index=0, tokens=np.array([5, 2], np.int32),
@@ -167,6 +174,8 @@ class Samples:
         self.start = start
         self.stats = stats
         self.settings = dict(settings or {})
+        self.scores: NDArray[np.float64] | None = None
+        self.chosen: NDArray[np.int64] | None = None
         self._rows = [list(row) for row in rows]
         if len(self._rows) != len(self.prompts):
             raise ValueError(

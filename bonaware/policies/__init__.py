@@ -75,6 +75,19 @@ def describe(policy: Policy) -> dict[str, Any]:
     return {"name": type(policy).__module__.rpartition(".")[2], **options}
 
 
+def of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[int, Any]:
+    """n and temperatures as a policy has them, where there is one; for those who draw."""
+    if policy is None:
+        return 32 if n is None else n, temperature
+    if n is not None and n != policy.n:
+        raise ValueError(f"policy {policy!r} draws at most {policy.n} samples, got n={n}: leave n "
+                         "out or give the policy another")
+    if np.ndim(temperature):
+        return policy.n, temperature
+    schedule = policy.temperatures(temperature)
+    return policy.n, temperature if (schedule == temperature).all() else schedule
+
+
 def _plain(value: Any) -> Any:
     return np.asarray(value).tolist() if isinstance(value, Sequence | np.ndarray) else value
 
