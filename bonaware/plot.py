@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from bonaware.curves import Curves
 
-__all__ = ["coscaling", "curves", "samples_per_prompt"]
+__all__ = ["coscaling", "curves", "policies", "samples_per_prompt"]
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -138,6 +138,49 @@ def samples_per_prompt(begun: ArrayLike, rewards: ArrayLike, n: int, ax: Any = N
     return ax
 
 
+def policies(rows: Sequence[tuple[str, float, float, float, float]], ax: Any = None, *,
+             cost: str = "samples per prompt") -> Any:
+    """Draw what policies reach against what they cost.
+
+    Parameters
+    ----------
+    rows : sequence of (name, cost, accuracy, low, high)
+        Cost > 0. Rows of the same name are one policy at several settings, and joined by a
+        line. low and high bound the interval of the accuracy; NaN: none is drawn.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+    cost : str
+        What is counted, with its unit: the label of the axis.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        There are no rows, or a cost is not > 0.
+
+    Notes
+    -----
+    The axis of the cost is logarithmic where the largest is four times the smallest.
+    """
+    costs = [row[1] for row in rows]
+    if not costs or not min(costs) > 0:
+        raise ValueError(f"need rows with a cost > 0, got {costs}")
+    ax = _axes(ax)
+    for place, name in enumerate(dict.fromkeys(row[0] for row in rows)):
+        points = np.array(sorted(row[1:] for row in rows if row[0] == name), np.float64)
+        spent, accuracy, low, high = points.T
+        colour, marker = _style(place)
+        ax.errorbar(spent, accuracy, (accuracy - low, high - accuracy), color=colour,
+                    marker=marker, markersize=5, linewidth=1, capsize=2, label=name)
+    _x_axis(ax, cost, max(costs) >= 4 * min(costs))  # a narrower one would have no mark left
+    ax.set_ylabel("accuracy (mean reward of what is taken)")
+    ax.legend(frameon=False)
+    return ax
+
+
 def _plt() -> Any:
     try:
         import matplotlib.pyplot
@@ -156,8 +199,15 @@ def _style(place: int) -> tuple[str, str]:
 
 def _k_axis(ax: Any, k: ArrayLike, label: str) -> None:
     """A logarithmic axis to base 2 that shows each k as it is written."""
-    ax.set_xscale("log", base=2)
+    _x_axis(ax, label, True)
     ax.set_xticks(np.asarray(k), [str(value) for value in np.asarray(k)])
+
+
+def _x_axis(ax: Any, label: str, logarithmic: bool) -> None:
+    """An axis with plain numbers and a grid, logarithmic to base 2 where that is wanted."""
+    if logarithmic:
+        ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
     ax.set_xlabel(label)
     ax.grid(True, color="0.9", linewidth=0.8)

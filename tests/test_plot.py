@@ -99,6 +99,34 @@ def test_coscaling_refuses_another_shape(pyplot):
         plot.coscaling([0.5, 1.0], K, np.zeros((4, 2)))
 
 
+ROWS = [("adaptive", 3.0, 0.5, 0.4, 0.6), ("best_of_n", 1.0, 0.2, 0.1, 0.35),
+        ("adaptive", 1.5, 0.3, 0.2, 0.4), ("prune", 4.0, 0.6, np.nan, np.nan)]  # fmt: skip
+
+
+def test_policies_are_drawn_over_their_cost_and_those_of_one_name_joined(pyplot):
+    ax = plot.policies(ROWS, cost="tokens per prompt")
+    assert ax.get_xlabel() == "tokens per prompt"
+    assert ax.get_xscale() == "log"
+    drawn = {bars.get_label(): bars for bars in ax.containers}
+    assert list(drawn) == ["adaptive", "best_of_n", "prune"]
+    line, _, (bars,) = drawn["adaptive"]
+    np.testing.assert_array_equal(line.get_data(), [[1.5, 3.0], [0.3, 0.5]])
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[0.2, 0.4], [0.4, 0.6]])
+    (low, high), = (segment[:, 1] for segment in drawn["best_of_n"][2][0].get_segments())
+    assert (low, high) == pytest.approx((0.1, 0.35))
+
+
+def test_costs_that_are_alike_are_drawn_on_a_plain_axis(pyplot):
+    assert plot.policies(ROWS[:1] + ROWS[2:3]).get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("rows", [[], [("free", 0.0, 0.5, 0.4, 0.6)]], ids=["none", "free"])
+def test_policies_that_cost_nothing_are_refused(rows):
+    with pytest.raises(ValueError, match="need rows with a cost > 0, got"):
+        plot.policies(rows)
+
+
 def test_without_matplotlib_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"plots need matplotlib: pip install 'bonaware\[plot\]'"):
