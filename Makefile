@@ -46,7 +46,7 @@ build/ctest/onednn:
 
 # These know no processor: they choose their kernels at run time.
 build/ctest/estimators.o build/ctest/losses.o build/ctest/losses_law.o \
-	build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
+	build/ctest/losses_sft.o build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
 
 build/ctest/%.o: csrc/%.c $(wildcard csrc/*.h) build/ctest/onednn
 	$(CC) $(WARN) $(SAN) $(ENGINE) -c -o $@ $< @build/ctest/onednn

@@ -31,7 +31,7 @@ from setuptools.command.build_ext import build_ext
 # and is entered only where the processor has it.
 PURE = {
     "estimators": ["estimators.c", "majority.c", "votes.c", "rng.c"],
-    "losses": ["losses.c", "losses_law.c"],
+    "losses": ["losses.c", "losses_law.c", "losses_sft.c"],
     "select": ["select.c", "votes.c"],
 }
 SHARED = {"rng.c"}  # the engine draws random numbers too

@@ -190,7 +190,8 @@ class Trainer:
         temperature : float, optional
             Of the policy that is trained: for completions, 1 by default; Samples know theirs.
         **inputs
-            More that the loss takes: `old_logp`, `ref_scores`, `fail`, `win_rate`.
+            More that the loss takes: `old_logp`, `ref_scores`, `fail`, `win_rate`,
+            `log_normaliser`.
 
         Returns
         -------

@@ -77,6 +77,21 @@ typedef struct {
     double lambda; /* of the variational law, finite and >= 0 */
 } bon_law;
 
+/* What is known of the policy; NULL: it is estimated from the samples. All NULL: they were
+ * drawn from the policy, and nothing more is known. */
+typedef struct {
+    /* [rows, n] the samples are all outcomes of the policy, once each, with these
+     * probabilities >= 0 of sum 1: then nothing is estimated, and pairs of a sample with
+     * itself count. */
+    const double *chance;
+    /* [rows, n] F of each sample, in [0, 1]; for the variational law only. */
+    const double *win_rate;
+    /* [rows] nats, with win_rate and without chance: the logarithm of the expectation of
+     * exp(lambda F) under the policy, in [log((exp(lambda)-1)/lambda), lambda]; the first is
+     * that of a policy whose scores never tie. */
+    const double *log_normaliser;
+} bon_known;
+
 /* Minus the expected reward under a law of the best of k: REINFORCE on that law.
  *
  * With masses v_i of the samples under the law and b = sum v_i R_i, the gradient is that
@@ -84,55 +99,56 @@ typedef struct {
  * tilt's own gradient falling on the other samples: d F(y_i) is the sum over others j of
  * (1{r_i >= r_j} - F_i) grad log pi(y_j), divided by n-2 (by n-1 for a given F).
  *
+ * With a given normaliser t_i = exp(lambda F_i) / normaliser has the expectation 1, and the
+ * same gradient is a mean over triples of different samples,
+ *
+ *   c_i        = mean over others l of t_i t_l (R_i - R_l) / n
+ *   weights[j] = -(c_j + lambda/(n-2) * sum over i != j of (1{r_i >= r_j} - F_i) *
+ *                        (c_i without its term of j))
+ *
  *   scores    [rows, n]
  *   rewards   [rows, n]
- *   chance    [rows, n]  NULL: the samples were drawn from the policy. Else they are all
- *                        its outcomes, once each, with these probabilities >= 0 of sum
- *                        1; then nothing is estimated, and pairs of a sample with itself
- *                        count
- *   win_rate  [rows, n]  F of each sample where it is known, in [0, 1]; NULL: from the
- *                        ranks. For the variational law only
  *   winners              0: every sample stands for the law with its mass. 1: the samples
  *                        are cut into n/k groups of k neighbours, whose winners are draws
  *                        of the exact law, each against the mean of the others; pairs are
  *                        between groups, and samples left over take part in them. Needs
- *                        chance and win_rate to be NULL
- *   value     [rows]     -b
- *   weights   [rows, n]  consistent, biased for finite n unless chance is given; exactly
- *                        0 if all rewards of a row are equal
+ *                        all of known to be NULL
+ *   value     [rows]     -b; with a given normaliser -mean of (t_i R_i + (1 - t_i) times the
+ *                        mean reward of the others)
+ *   weights   [rows, n]  unbiased where chance or the normaliser is given, else consistent,
+ *                        biased for finite n; exactly 0 if all rewards of a row are equal
  *   bad                  into the arrays [rows, n]
  *
  * BON_ERR_DOMAIN also for n < 3 drawn samples, or fewer than 2k (and k+2) with winners.
  */
 BON_MUST_CHECK bon_status bon_rl_loss(const double *scores, const double *rewards,
-                                      const double *chance, const double *win_rate,
-                                      size_t rows, size_t n, const bon_law *law,
-                                      int winners, double *scratch, double *value,
-                                      double *weights, size_t *bad);
+                                      const bon_known *known, size_t rows, size_t n,
+                                      const bon_law *law, int winners, double *scratch,
+                                      double *value, double *weights, size_t *bad);
 
 /* Minus the mean log-probability of expert samples under the variational law.
  *
  * The gradient of -log law(y*) is -(grad phi(y*) - expectation of grad phi under the law)
  * with phi = log pi + lambda F; expectation and F are estimated from the samples of the
- * policy, as in bon_rl_loss.
+ * policy, as in bon_rl_loss, where they are not known.
  *
  *   scores    [rows, n]
  *   logp      [rows, n]  nats; for the value only
  *   expert    [rows, n]  nonzero: a demonstration; else a sample of the policy
- *   chance    [rows, n]  as in bon_rl_loss, for the samples of the policy
- *   win_rate  [rows, n]  as in bon_rl_loss, for all samples
+ *   known                chance for the samples of the policy, win_rate for all samples
  *   law                  its lambda; must not be exact
- *   value     [rows]     nats
- *   weights   [rows, n]  consistent, biased for finite n unless chance is given
+ *   value     [rows]     nats; exact where chance or the normaliser is given
+ *   weights   [rows, n]  unbiased where chance or the normaliser is given, else consistent,
+ *                        biased for finite n
  *
  * BON_ERR_DOMAIN also for a row without expert, or with fewer than 3 samples of the
  * policy (1 where chance is given).
  */
 BON_MUST_CHECK bon_status bon_sft_loss(const double *scores, const double *logp,
-                                       const uint8_t *expert, const double *chance,
-                                       const double *win_rate, size_t rows, size_t n,
-                                       const bon_law *law, double *scratch,
-                                       double *value, double *weights, size_t *bad);
+                                       const uint8_t *expert, const bon_known *known,
+                                       size_t rows, size_t n, const bon_law *law,
+                                       double *scratch, double *value, double *weights,
+                                       size_t *bad);
 
 /* correct[r] = how many of rewards [rows, n] are 1 in row r. BON_ERR_DOMAIN where a
  * reward is neither 0 nor 1. */

@@ -1,6 +1,6 @@
 /* losses_block.h - eight rows of one call of losses.h, sorted and laid side by side.
  *
- * Private to losses.c and losses_law.c. Every loss that ranks is a walk over the levels
+ * Private to losses.c, losses_law.c and losses_sft.c. Every loss that ranks is a walk over the levels
  * (groups of equal scores) of a sorted row: upwards for what depends on lower samples,
  * downwards for what depends on higher ones. Eight rows are sorted side by side (ranking.h,
  * short_keys.h) and walked side by side, so nearly everything is a loop over places, each a
@@ -274,6 +274,47 @@ static bon_status find_not_finite(const double *x, const double *y, size_t count
     if (status == BON_OK) status = check_finite(y, count, bad);
     *bad += at;
     return status;
+}
+
+/* x may be NULL. */
+static inline bon_status check_within(const double *x, size_t count, size_t *bad)
+{
+    for (size_t i = 0; x != NULL && i < count; i++)
+        if (!(x[i] >= 0.0 && x[i] <= 1.0)) {
+            *bad = i;
+            return BON_ERR_DOMAIN;
+        }
+    return BON_OK;
+}
+
+/* x [rows] may be NULL. F is uniform on [0, 1] where nothing ties, and no lower with ties. */
+static inline bon_status check_normalisers(const double *x, double lambda, size_t rows, size_t n,
+                                           size_t *bad)
+{
+    const double slack = 1e-6;
+    const double least = lambda > 0.0 ? lambda + log(-expm1(-lambda) / lambda) : 0.0;
+    for (size_t r = 0; x != NULL && r < rows; r++)
+        if (!(x[r] >= least - slack && x[r] <= lambda + slack)) {
+            *bad = r * n;
+            return BON_ERR_DOMAIN;
+        }
+    return BON_OK;
+}
+
+/* Whether there is such a law, and such a policy. */
+static inline bon_status check_law(const bon_law *law, const bon_known *known, size_t rows,
+                                   size_t n, size_t *bad)
+{
+    *bad = 0;
+    if (n < 1 || n > BON_MAX_LOSS_SAMPLES) return BON_ERR_DOMAIN;
+    if (law->k < 1 || !(law->lambda >= 0.0 && isfinite(law->lambda))) return BON_ERR_DOMAIN;
+    if (law->exact && known->win_rate != NULL) return BON_ERR_DOMAIN;
+    if (known->log_normaliser != NULL && (known->win_rate == NULL || known->chance != NULL))
+        return BON_ERR_DOMAIN;
+    bon_status status = check_within(known->chance, rows * n, bad);
+    if (status == BON_OK) status = check_within(known->win_rate, rows * n, bad);
+    if (status != BON_OK) return status;
+    return check_normalisers(known->log_normaliser, law->lambda, rows, n, bad);
 }
 
 #endif /* BON_LOSSES_BLOCK_H */

@@ -1,4 +1,4 @@
-/* losses_law.c - REINFORCE and fine-tuning on the law of best-of-k; see losses.h.
+/* losses_law.c - REINFORCE on the law of best-of-k; see losses.h.
  *
  * A law gives each sample of a row a mass and the derivatives of its tilt (the laws); what
  * a sample's weight owes to the others follows from sums over higher levels (pairs). How
@@ -31,17 +31,6 @@ static size_t level_begin(const block *b, size_t end, size_t lane, int tied)
     const double score = b->scores[first * LANES + lane];
     while (first > 0 && b->scores[(first - 1) * LANES + lane] == score) first--;
     return first;
-}
-
-/* x may be NULL. */
-static bon_status check_within(const double *x, size_t count, size_t *bad)
-{
-    for (size_t i = 0; x != NULL && i < count; i++)
-        if (!(x[i] >= 0.0 && x[i] <= 1.0)) {
-            *bad = i;
-            return BON_ERR_DOMAIN;
-        }
-    return BON_OK;
 }
 
 /* -- laws ------------------------------------------------------------------ */
@@ -96,9 +85,9 @@ typedef struct {
 /* Which samples there are, and how they count. */
 typedef struct {
     const bon_law *law;
-    const double *chance, *win_rate; /* [rows, n] or NULL, as in losses.h */
-    size_t own;                      /* size of a sample's group: 1, or k for winners */
-    double share;                    /* of a pair, where chance is NULL */
+    const bon_known *known;
+    size_t own;   /* size of a sample's group: 1, or k for winners */
+    double share; /* of a pair, where no chance is known */
     int winners;
 } setting;
 
@@ -164,8 +153,8 @@ static void tilt_known(const block *b, const tilted *law, const setting *as, siz
                        size_t lane, int tied)
 {
     const size_t n = b->n;
-    const double *chance = as->chance ? as->chance + row * n : NULL;
-    const double *known = as->win_rate ? as->win_rate + row * n : NULL;
+    const double *chance = as->known->chance ? as->known->chance + row * n : NULL;
+    const double *known = as->known->win_rate ? as->known->win_rate + row * n : NULL;
     double below = 0.0, top = 0.0;
     for (size_t end = n, first; end > 0; end = first) {
         first = level_begin(b, end, lane, tied);
@@ -394,6 +383,85 @@ BON_INLINE void add_pairs(const block *b, const tilted *law, double share, partn
     }
 }
 
+/* -- bon_rl: a law that is known ------------------------------------------- */
+
+/* Sums over samples: of t, of t R and of c, as in losses.h. */
+typedef struct {
+    double mass, gain, ahead;
+} tally;
+
+static void count(tally *to, const block *b, const tilted *law, size_t at, double times)
+{
+    const double mass = times * law->mass[at];
+    to->mass += mass;
+    to->gain += mass * b->rewards[at];
+    to->ahead += times * law->up_to[at];
+}
+
+/* Fills win, mass with t, up_to with c, and makes rewards relative to that of the largest t;
+ * one lane, whose F and normaliser these are. Returns the value. */
+static double centre_known(const block *b, const tilted *law, double lambda,
+                           const double *win_rate, double log_normaliser, size_t lane)
+{
+    const double n = (double)b->n;
+    double top = 0.0, base = 0.0, mass = 0.0, gain = 0.0, rewards = 0.0;
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        law->win[at] = win_rate[column(b, i, lane)];
+        law->mass[at] = exp(lambda * law->win[at] - log_normaliser);
+        mass += law->mass[at];
+        if (i > 0 && law->mass[at] <= top) continue;
+        top = law->mass[at];
+        base = b->rewards[at];
+    }
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        b->rewards[at] -= base;
+        gain += law->mass[at] * b->rewards[at];
+        rewards += b->rewards[at];
+    }
+    for (size_t i = 0; i < b->n; i++) {
+        const size_t at = i * LANES + lane;
+        law->up_to[at] = law->mass[at] * (mass * b->rewards[at] - gain) / (n * (n - 1.0));
+    }
+    return -(base + (gain + rewards + (gain - mass * rewards) / (n - 1.0)) / n);
+}
+
+/* Weights of one lane; of c_i its term of j is taken out. */
+static void add_known_pairs(const block *b, const tilted *law, double lambda, size_t lane,
+                            int tied)
+{
+    const double n = (double)b->n, term = 1.0 / (n * (n - 1.0));
+    tally both = {0}, up_to = {0};
+    for (size_t i = 0; i < b->n; i++)
+        count(&both, b, law, i * LANES + lane, law->win[i * LANES + lane]);
+    for (size_t first = 0, end; first < b->n; first = end) {
+        end = level_end(b, first, lane, tied);
+        for (size_t i = first; i < end; i++) count(&up_to, b, law, i * LANES + lane, 1.0);
+        for (size_t i = first; i < end; i++) {
+            const size_t at = i * LANES + lane;
+            const double own = law->up_to[at] * (1.0 - law->win[at]);
+            const double with_j = (up_to.gain - both.gain)
+                                  - b->rewards[at] * (up_to.mass - both.mass);
+            const double pairs = up_to.ahead - both.ahead - own - law->mass[at] * term * with_j;
+            b->weights[at] = -(law->up_to[at] + lambda / (n - 2.0) * pairs);
+        }
+    }
+}
+
+/* Rows whose F and normaliser are known; the first is row `at` of the call. */
+static void rl_known(const block *b, const tilted *law, const setting *as, size_t at,
+                     size_t rows, int tied, double *value)
+{
+    const double lambda = as->law->lambda;
+    for (size_t l = 0; l < LANES; l++) {
+        const size_t r = at + (l < rows ? l : rows - 1);
+        value[l] = centre_known(b, law, lambda, as->known->win_rate + r * b->n,
+                                as->known->log_normaliser[r], l);
+        add_known_pairs(b, law, lambda, l, tied);
+    }
+}
+
 /* -- bon_rl ---------------------------------------------------------------- */
 
 static tilted parts_of(const block *b)
@@ -421,21 +489,22 @@ BON_INLINE void rl_by_row(const block *b, const tilted *law, const setting *as,
                           size_t rows, int tied, double *value)
 {
     const size_t n = b->n;
+    const double *chance = as->known->chance;
     for (size_t l = 0; l < LANES; l++) {
         const size_t r = l < rows ? l : rows - 1;
-        if (as->chance != NULL || as->win_rate != NULL)
+        if (chance != NULL || as->known->win_rate != NULL)
             tilt_known(b, law, as, at + r, l, tied);
         else
             tilt_levels(b, law, as, l, tied);
         if (as->winners)
             value[l] = weigh_winners(b, law, scores + r * n, rewards + r * n, as->own, l);
         if (as->winners) take_out_groups(b, law, scores + r * n, as->own, l);
-        for (size_t i = 0; as->chance != NULL && i < n; i++)
-            law->from[0][i * LANES + l] = as->chance[(at + r) * n + column(b, i, l)];
+        for (size_t i = 0; chance != NULL && i < n; i++)
+            law->from[0][i * LANES + l] = chance[(at + r) * n + column(b, i, l)];
     }
-    const partners with = as->chance != NULL ? ALL : as->winners ? GROUPS : OTHERS;
+    const partners with = chance != NULL ? ALL : as->winners ? GROUPS : OTHERS;
     for (size_t lane = 0; lane < LANES; lane += 4) {
-        if (!as->winners) centre_masses(b, law, lane, as->chance == NULL, value + lane);
+        if (!as->winners) centre_masses(b, law, lane, chance == NULL, value + lane);
         add_pairs(b, law, as->share, with, lane, tied);
     }
 }
@@ -456,8 +525,11 @@ BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
     fetch_next_output(out, b->n, left);
-    const int by_rank = !as->law->exact && !as->winners && !as->chance && !as->win_rate;
-    if (by_rank && tied)
+    const bon_known *known = as->known;
+    const int by_rank = !as->law->exact && !as->winners && !known->chance && !known->win_rate;
+    if (known->log_normaliser)
+        rl_known(b, &law, as, at, rows, tied, eight);
+    else if (by_rank && tied)
         rl_by_rank(b, &law, as, 1, eight);
     else if (by_rank)
         rl_by_rank(b, &law, as, 0, eight);
@@ -482,31 +554,22 @@ BON_AVX2 static int rl_rows_avx2(const block *b, const setting *as, const double
     return rl_rows(b, as, scores, rewards, at, left, value, out);
 }
 
-static int law_fits(const bon_law *law, const double *win_rate)
+bon_status bon_rl_loss(const double *scores, const double *rewards, const bon_known *known,
+                       size_t rows, size_t n, const bon_law *law, int winners,
+                       double *scratch, double *value, double *weights, size_t *bad)
 {
-    const int fits = law->k >= 1 && law->lambda >= 0.0 && isfinite(law->lambda);
-    return fits && !(law->exact && win_rate != NULL);
-}
-
-bon_status bon_rl_loss(const double *scores, const double *rewards, const double *chance,
-                       const double *win_rate, size_t rows, size_t n, const bon_law *law,
-                       int winners, double *scratch, double *value, double *weights,
-                       size_t *bad)
-{
-    *bad = 0;
-    if (n > BON_MAX_LOSS_SAMPLES || !law_fits(law, win_rate)) return BON_ERR_DOMAIN;
-    if (n < 1 || (chance == NULL && n < 3)) return BON_ERR_DOMAIN;
-    if (winners && (chance != NULL || win_rate != NULL || n / law->k < 2 || n < law->k + 2))
-        return BON_ERR_DOMAIN;
-    bon_status status = check_within(chance, rows * n, bad);
-    if (status == BON_OK) status = check_within(win_rate, rows * n, bad);
+    bon_status status = check_law(law, known, rows, n, bad);
     if (status != BON_OK) return status;
+    const int drawn = known->chance == NULL, ranked = known->win_rate == NULL;
+    if (drawn && n < 3) return BON_ERR_DOMAIN;
+    if (winners && (!drawn || !ranked || n / law->k < 2 || n < law->k + 2))
+        return BON_ERR_DOMAIN;
 
     const block b = cut_up(n, scratch);
-    setting as = {.law = law, .chance = chance, .win_rate = win_rate, .winners = winners};
+    setting as = {.law = law, .known = known, .winners = winners};
     as.own = winners ? law->k : 1;
-    as.share = 1.0 / ((double)(n - as.own) - (win_rate == NULL ? 1.0 : 0.0));
-    if (chance == NULL) fill_tilts(law, n, b.table);
+    as.share = 1.0 / ((double)(n - as.own) - (ranked ? 1.0 : 0.0));
+    if (drawn) fill_tilts(law, n, b.table);
     const int avx2 = bon_has_avx2();
     for (size_t r = 0; r < rows; r += LANES) {
         const size_t at = r * n, left = rows - r;
@@ -518,267 +581,6 @@ bon_status bon_rl_loss(const double *scores, const double *rewards, const double
         if (finite) continue;
         const size_t some = left < LANES ? left : LANES;
         status = find_not_finite(rewards + at, scores + at, some * n, at, bad);
-        if (status != BON_OK) return status;
-    }
-    return BON_OK;
-}
-
-/* -- bon_sft --------------------------------------------------------------- */
-
-/* The rows of one core call, and what a block's rows have: how many experts and samples of
- * the policy each, and its value. */
-typedef struct {
-    const double *scores, *logp, *chance, *win_rate;
-    const uint8_t *expert;
-    double lambda;
-    double *tables; /* [LANES, n + 1] see fill_sft_tables */
-    double table_of[LANES];
-    double experts[LANES], policy[LANES], value[LANES];
-} sft_call;
-
-/* Table of a row with m samples of the policy: exp(lambda ((c-1)/(m-1) - 1)) / m at c >= 1,
- * and 0 at 0. Made again where m is not that of the row before. */
-static void fill_sft_tables(sft_call *in, size_t n)
-{
-    for (size_t l = 0; l < LANES; l++) {
-        const double m = in->policy[l], strength = in->lambda / (m - 1.0);
-        double *table = in->tables + l * (n + 1);
-        if (in->table_of[l] == m) continue;
-        in->table_of[l] = m;
-        for (size_t c = 0; (double)c <= m; c++)
-            table[c] = c == 0 ? 0.0 : exp(strength * ((double)c - m)) / m;
-    }
-}
-
-/* Counts the samples of eight rows from row `at` on. False, with *bad, where a row lacks
- * experts or samples of the policy. */
-static int count_samples(sft_call *in, size_t at, size_t rows, size_t n, size_t *bad)
-{
-    const double fewest = in->chance == NULL ? 3.0 : 1.0;
-    for (size_t l = 0; l < LANES; l++) {
-        const size_t r = at + (l < rows ? l : rows - 1);
-        size_t experts = 0;
-        for (size_t i = 0; i < n; i++) experts += in->expert[r * n + i] != 0;
-        in->experts[l] = (double)experts;
-        in->policy[l] = (double)(n - experts);
-        *bad = r * n;
-        if (experts < 1 || in->policy[l] < fewest) return 0;
-    }
-    return 1;
-}
-
-/* to [n, LANES] = 1 for samples of the policy and 0 for experts, in order of places. */
-static void gather_policy(const block *b, const uint8_t *expert, size_t rows, double *to)
-{
-    for (size_t i = 0; i < b->n; i++)
-        for (size_t l = 0; l < LANES; l++) {
-            const uint8_t *row = expert + (l < rows ? l : rows - 1) * b->n;
-            to[i * LANES + l] = row[column(b, i, l)] ? 0.0 : 1.0;
-        }
-}
-
-/* What a sample is to its row, [n, LANES] each. */
-typedef struct {
-    double *mine;   /* 1 for samples of the policy, 0 for experts */
-    double *weight; /* under the policy, of its samples: 1 if drawn, else the chance */
-    double *seen;   /* weights of lower and equal scores, itself included */
-    double *win;    /* F, without the sample itself */
-    double *mass;   /* under the law, of the policy's samples; adds up to 1 */
-    double *higher, *shown; /* see add_sft_pairs */
-} shares;
-
-/* Fills seen and win. Of the policy's samples, an expert is compared with all, and each of
- * them with all others; of outcomes, all with all. Four lanes. */
-BON_INLINE void count_wins(const block *b, const shares *of, const sft_call *in, size_t lane,
-                           int tied)
-{
-    bon_vec all = {0.0}, above = {0.0}, level = {0.0};
-    for (size_t i = 0; i < b->n; i++) all += *bon_vec_at(of->weight + i * LANES + lane);
-    for (size_t i = 0; i < b->n; i++) {
-        const size_t at = i * LANES + lane;
-        bon_choice same = {0};
-        if (i > 0) same_level(b, i, i - 1, lane, tied, &same);
-        keep(&level, &same, &above);
-        above += *bon_vec_at(of->weight + at);
-        const bon_vec seen = all - level, mine = *bon_vec_at(of->mine + at);
-        *bon_vec_at(of->seen + at) = seen;
-        if (in->win_rate != NULL) continue;
-        *bon_vec_at(of->win + at) = seen;
-        if (in->chance == NULL) *bon_vec_at(of->win + at) = (seen - mine) / (all - mine);
-    }
-}
-
-/* Fills mass, not yet normalised: what it is a multiple of, exp(-lambda top), is the same
- * for a row. */
-static void tilt_policy(const block *b, const shares *of, const sft_call *in,
-                        const double *top)
-{
-    if (in->chance == NULL && in->win_rate == NULL) {
-        for (size_t i = 0; i < b->n * LANES; i += LANES)
-            for (size_t l = 0; l < LANES; l++)
-                of->mass[i + l] = of->mine[i + l]
-                                  * in->tables[l * (b->n + 1) + (size_t)of->seen[i + l]];
-        return;
-    }
-    for (size_t i = 0; i < b->n * LANES; i += LANES)
-        for (size_t l = 0; l < LANES; l++) {
-            const double weight =
-                in->chance ? of->weight[i + l] : of->weight[i + l] / in->policy[l];
-            const double ahead = fmin(of->win[i + l] - top[l], 0.0); /* > 0 for experts only */
-            of->mass[i + l] = weight * exp(in->lambda * ahead);
-        }
-}
-
-/* Normalises mass, of four lanes, and fills all with what it added up to and phi with the
- * sum over experts of log pi + lambda (F - top); b->rewards holds log pi. */
-BON_INLINE void normalise(const block *b, const shares *of, double lambda, const double *top,
-                          size_t lane, double *all, double *phi)
-{
-    bon_vec sum = {0.0}, shown = {0.0};
-    const bon_vec highest = *bon_const_vec_at(top + lane);
-    for (size_t i = 0; i < b->n; i++) {
-        const size_t at = i * LANES + lane;
-        const bon_vec expert = 1.0 - *bon_vec_at(of->mine + at);
-        const bon_vec ahead = *bon_vec_at(of->win + at) - highest;
-        sum += *bon_vec_at(of->mass + at);
-        shown += expert * (*bon_vec_at(b->rewards + at) + lambda * ahead);
-    }
-    const bon_vec scale = 1.0 / sum;
-    for (size_t i = 0; i < b->n; i++) *bon_vec_at(of->mass + i * LANES + lane) *= scale;
-    *bon_vec_at(all + lane) = sum;
-    *bon_vec_at(phi + lane) = shown;
-}
-
-/* Weights of four rows. The masses are centred, which changes no expectation: by those of
- * the other samples, or by the chances of the outcomes. Pairs as in add_pairs, where
- * experts count with -1/experts. */
-BON_INLINE void add_sft_pairs(const block *b, const shares *of, const sft_call *in,
-                              size_t lane, int tied)
-{
-    const bon_vec m = *bon_const_vec_at(in->policy + lane);
-    const bon_vec one_expert = 1.0 / *bon_const_vec_at(in->experts + lane);
-    const double spared = in->win_rate == NULL ? 1.0 : 0.0;
-    const bon_vec of_lower = in->lambda / (m - 1.0 - spared), of_others = 1.0 / (m - 1.0);
-    const bon_vec of_shown = in->lambda / (m - spared);
-    bon_vec both = {0.0}, shown_both = {0.0}, higher = {0.0}, shown = {0.0};
-    for (size_t i = 0; i < b->n; i++) {
-        const size_t at = i * LANES + lane;
-        const bon_vec mass = *bon_vec_at(of->mass + at), win = *bon_vec_at(of->win + at);
-        const bon_vec expert = (1.0 - *bon_vec_at(of->mine + at)) * one_expert;
-        both += mass * win;
-        shown_both += expert * win;
-        higher += mass;
-        shown += expert;
-        *bon_vec_at(of->higher + at) = higher;
-        *bon_vec_at(of->shown + at) = shown;
-    }
-    for (size_t i = b->n; i-- > 0;) {
-        const size_t at = i * LANES + lane;
-        bon_choice same = {0};
-        if (i + 1 < b->n) same_level(b, i, i + 1, lane, tied, &same);
-        keep(&higher, &same, bon_vec_at(of->higher + at));
-        keep(&shown, &same, bon_vec_at(of->shown + at));
-        const bon_vec mass = *bon_vec_at(of->mass + at), win = *bon_vec_at(of->win + at);
-        const bon_vec above = shown - shown_both;
-        bon_vec weight;
-        if (in->chance != NULL) {
-            const bon_vec chance = *bon_vec_at(of->weight + at);
-            weight = mass - chance + in->lambda * chance * ((higher - both) - above);
-        } else {
-            const bon_vec lower = (higher - mass) - (both - mass * win);
-            weight = (mass * m - 1.0) * of_others + lower * of_lower - above * of_shown;
-        }
-        const bon_vec of_expert = -one_expert;
-        const bon_choice drawn = *bon_vec_at(of->mine + at) > 0.5;
-        bon_choose(bon_vec_at(b->weights + at), &drawn, &weight, &of_expert);
-    }
-}
-
-/* Gathers what is known of a block's samples. top: the largest F of the policy's samples of
- * each row, or 1; relative to it no row loses all its mass to underflow. */
-static void gather_shares(const block *b, const shares *of, const sft_call *in, size_t at,
-                          size_t rows, double *top)
-{
-    const size_t step = b->n * LANES, start = at * b->n;
-    gather(b, in->logp + start, rows, b->rewards);
-    gather_policy(b, in->expert + start, rows, of->mine);
-    if (in->chance != NULL) {
-        gather(b, in->chance + start, rows, of->weight);
-        for (size_t i = 0; i < step; i++) of->weight[i] *= of->mine[i];
-    }
-    for (size_t l = 0; l < LANES; l++) top[l] = 1.0;
-    if (in->win_rate == NULL) return;
-    gather(b, in->win_rate + start, rows, of->win);
-    for (size_t l = 0; l < LANES; l++) top[l] = 0.0;
-    for (size_t i = 0; i < step; i++)
-        if (of->mine[i] > 0.0 && of->win[i] > top[i % LANES]) top[i % LANES] = of->win[i];
-}
-
-/* The first of `left` rows, at most LANES, from row `at` of the call on. False where a value
- * is not finite. */
-BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t left, double *out)
-{
-    const size_t rows = left < LANES ? left : LANES, start = at * b->n;
-    const int by_rank = in->chance == NULL && in->win_rate == NULL;
-    shares of = {b->part[0], b->part[0], b->part[1], b->part[2], b->part[3],
-                 b->part[4], b->part[5]};
-    if (in->chance != NULL) of.weight = b->part[6];
-    double top[LANES], all[LANES], phi[LANES];
-    if (!rows_finite(in->logp + start, rows, b->n)) return 0;
-    fetch_next(in->scores + start, b->n, left);
-    const int found = sort_rows(b, in->scores + start, rows), tied = found == TIES;
-    if (found == NOT_FINITE) return 0;
-    fetch_next(in->logp + start, b->n, left);
-    gather_shares(b, &of, in, at, rows, top);
-    if (by_rank) fill_sft_tables(in, b->n);
-    for (size_t lane = 0; lane < LANES; lane += 4) count_wins(b, &of, in, lane, tied);
-    fetch_next_output(out, b->n, left);
-    tilt_policy(b, &of, in, top);
-    for (size_t lane = 0; lane < LANES; lane += 4) {
-        normalise(b, &of, in->lambda, top, lane, all, phi);
-        add_sft_pairs(b, &of, in, lane, tied);
-    }
-    for (size_t l = 0; l < LANES; l++) in->value[l] = log(all[l]) - phi[l] / in->experts[l];
-    scatter(b, rows, out);
-    return 1;
-}
-
-static int sft_block_anywhere(const block *b, sft_call *in, size_t at, size_t left,
-                              double *out)
-{
-    return sft_block(b, in, at, left, out);
-}
-
-BON_AVX2 static int sft_block_avx2(const block *b, sft_call *in, size_t at, size_t left,
-                                   double *out)
-{
-    return sft_block(b, in, at, left, out);
-}
-
-bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t *expert,
-                        const double *chance, const double *win_rate, size_t rows,
-                        size_t n, const bon_law *law, double *scratch, double *value,
-                        double *weights, size_t *bad)
-{
-    *bad = 0;
-    if (n < 1 || n > BON_MAX_LOSS_SAMPLES || law->exact || !law_fits(law, win_rate))
-        return BON_ERR_DOMAIN;
-    bon_status status = check_within(chance, rows * n, bad);
-    if (status == BON_OK) status = check_within(win_rate, rows * n, bad);
-    if (status != BON_OK) return status;
-
-    const block b = cut_up(n, scratch);
-    sft_call in = {.scores = scores, .logp = logp, .chance = chance, .win_rate = win_rate,
-                   .expert = expert, .lambda = law->lambda, .tables = b.tables};
-    const int avx2 = bon_has_avx2();
-    for (size_t r = 0; r < rows; r += LANES) {
-        const size_t some = rows - r < LANES ? rows - r : LANES, at = r * n;
-        if (!count_samples(&in, r, some, n, bad)) return BON_ERR_DOMAIN;
-        const int finite = avx2 ? sft_block_avx2(&b, &in, r, rows - r, weights + at)
-                                : sft_block_anywhere(&b, &in, r, rows - r, weights + at);
-        for (size_t l = 0; l < some; l++) value[r + l] = in.value[l];
-        if (finite) continue;
-        status = find_not_finite(scores + at, logp + at, some * n, at, bad);
         if (status != BON_OK) return status;
     }
     return BON_OK;

@@ -48,6 +48,31 @@ static PyArrayObject *as_rows(PyObject *obj, const char *name, PyArrayObject *li
     return NULL;
 }
 
+/* What is known of the policy, of which each may be None. Returns 0, or -1. */
+static int as_known(PyObject *chance, PyObject *win_rate, PyObject *log_normaliser,
+                    PyArrayObject *scores, bon_known *known)
+{
+    *known = (bon_known){NULL, NULL, NULL};
+    if (as_optional(chance, "chance", scores, &known->chance) < 0
+        || as_optional(win_rate, "win_rate", scores, &known->win_rate) < 0)
+        return -1;
+    if (log_normaliser == Py_None) return 0;
+    PyArrayObject *array = as_rows(log_normaliser, "log_normaliser", scores, 0);
+    if (array == NULL) return -1;
+    known->log_normaliser = PyArray_DATA(array);
+    return 0;
+}
+
+/* The same from row `at` on. */
+static bon_known known_at(const bon_known *known, size_t at, size_t n)
+{
+    return (bon_known){
+        .chance = known->chance ? known->chance + at * n : NULL,
+        .win_rate = known->win_rate ? known->win_rate + at * n : NULL,
+        .log_normaliser = known->log_normaliser ? known->log_normaliser + at : NULL,
+    };
+}
+
 /* Checks what every call has; allocates the scratch, which the caller frees. */
 static int begin(PyArrayObject *scores, PyObject *value_obj, PyObject *weights_obj,
                  Py_ssize_t start, Py_ssize_t stop, call *in)
@@ -156,29 +181,30 @@ static int as_law(Py_ssize_t k, int exact, double lambda, bon_law *law)
 }
 
 PyDoc_STRVAR(bon_rl_doc,
-"bon_rl(scores, rewards, chance, win_rate, k, exact, strength, winners, value, weights,"
-" start, stop, /)\n--\n\n"
+"bon_rl(scores, rewards, chance, win_rate, log_normaliser, k, exact, strength, winners, value,"
+" weights, start, stop, /)\n--\n\n"
 "See bonaware.losses.bon_rl_v. scores, rewards: float64 [rows, n]; chance, win_rate: the\n"
-"same or None; exact, winners: bool; value: float64 [rows]; weights: float64 [rows, n].");
+"same or None; log_normaliser: float64 [rows] or None; exact, winners: bool; value: float64\n"
+"[rows]; weights: float64 [rows, n].");
 
 static PyObject *py_bon_rl(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *scores_obj, *rewards_obj, *chance_obj, *win_rate_obj, *value_obj, *weights_obj;
+    PyObject *scores_obj, *rewards_obj, *chance_obj, *win_rate_obj, *normaliser_obj;
+    PyObject *value_obj, *weights_obj;
     Py_ssize_t k, start, stop;
     int exact, winners;
     double lambda;
-    if (!PyArg_ParseTuple(args, "OOOOnpdpOOnn:bon_rl", &scores_obj, &rewards_obj, &chance_obj,
-                          &win_rate_obj, &k, &exact, &lambda, &winners, &value_obj,
-                          &weights_obj, &start, &stop))
+    if (!PyArg_ParseTuple(args, "OOOOOnpdpOOnn:bon_rl", &scores_obj, &rewards_obj, &chance_obj,
+                          &win_rate_obj, &normaliser_obj, &k, &exact, &lambda, &winners,
+                          &value_obj, &weights_obj, &start, &stop))
         return NULL;
     PyArrayObject *scores, *rewards;
-    const double *chance, *win_rate;
+    bon_known known;
     bon_law law;
     call in;
     if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
         || (rewards = as_like(rewards_obj, "rewards", scores)) == NULL
-        || as_optional(chance_obj, "chance", scores, &chance) < 0
-        || as_optional(win_rate_obj, "win_rate", scores, &win_rate) < 0
+        || as_known(chance_obj, win_rate_obj, normaliser_obj, scores, &known) < 0
         || !as_law(k, exact, lambda, &law)
         || begin(scores, value_obj, weights_obj, start, stop, &in) < 0)
         return NULL;
@@ -188,13 +214,12 @@ static PyObject *py_bon_rl(PyObject *Py_UNUSED(module), PyObject *args)
     const size_t chunk = chunk_of(&in), n = in.n, end = in.range.stop;
     for (size_t at = in.range.start; at < end; at += chunk) {
         size_t bad = 0;
-        const double *chances = chance ? chance + at * n : NULL;
-        const double *known = win_rate ? win_rate + at * n : NULL;
+        const bon_known here = known_at(&known, at, n);
         bon_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = bon_rl_loss(ranked + at * n, truth + at * n, chances, known,
-                             min_size(chunk, end - at), n, &law, winners, in.scratch,
-                             in.value + at, in.weights + at * n, &bad);
+        status = bon_rl_loss(ranked + at * n, truth + at * n, &here, min_size(chunk, end - at),
+                             n, &law, winners, in.scratch, in.value + at,
+                             in.weights + at * n, &bad);
         Py_END_ALLOW_THREADS
         if (after(status, "scores and rewards", &in, at, bad) < 0) goto done;
     }
@@ -221,32 +246,31 @@ static int raise_too_few(const uint8_t *expert, size_t row, size_t n, size_t few
 }
 
 PyDoc_STRVAR(bon_sft_doc,
-"bon_sft(scores, logp, expert, chance, win_rate, k, strength, value, weights, start, stop,"
-" /)\n--\n\n"
+"bon_sft(scores, logp, expert, chance, win_rate, log_normaliser, k, strength, value, weights,"
+" start, stop, /)\n--\n\n"
 "See bonaware.losses.bon_sft. scores, logp: float64 [rows, n]; expert: bool [rows, n];\n"
-"chance, win_rate: float64 [rows, n] or None; value: float64 [rows]; weights: float64\n"
-"[rows, n].");
+"chance, win_rate: float64 [rows, n] or None; log_normaliser: float64 [rows] or None; value:\n"
+"float64 [rows]; weights: float64 [rows, n].");
 
 static PyObject *py_bon_sft(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *scores_obj, *logp_obj, *expert_obj, *chance_obj, *win_rate_obj, *value_obj;
-    PyObject *weights_obj;
+    PyObject *scores_obj, *logp_obj, *expert_obj, *chance_obj, *win_rate_obj, *normaliser_obj;
+    PyObject *value_obj, *weights_obj;
     Py_ssize_t k, start, stop;
     double lambda;
-    if (!PyArg_ParseTuple(args, "OOOOOndOOnn:bon_sft", &scores_obj, &logp_obj, &expert_obj,
-                          &chance_obj, &win_rate_obj, &k, &lambda, &value_obj, &weights_obj,
-                          &start, &stop))
+    if (!PyArg_ParseTuple(args, "OOOOOOndOOnn:bon_sft", &scores_obj, &logp_obj, &expert_obj,
+                          &chance_obj, &win_rate_obj, &normaliser_obj, &k, &lambda, &value_obj,
+                          &weights_obj, &start, &stop))
         return NULL;
     PyArrayObject *scores, *logp, *expert;
-    const double *chance, *win_rate;
+    bon_known known;
     bon_law law;
     call in;
     if ((scores = as_array(scores_obj, NPY_DOUBLE, 2, "scores")) == NULL
         || (logp = as_like(logp_obj, "logp", scores)) == NULL
         || (expert = as_array(expert_obj, NPY_BOOL, 2, "expert")) == NULL
         || !same_shape(expert, "expert", scores, "scores")
-        || as_optional(chance_obj, "chance", scores, &chance) < 0
-        || as_optional(win_rate_obj, "win_rate", scores, &win_rate) < 0
+        || as_known(chance_obj, win_rate_obj, normaliser_obj, scores, &known) < 0
         || !as_law(k, 0, lambda, &law)
         || begin(scores, value_obj, weights_obj, start, stop, &in) < 0)
         return NULL;
@@ -257,16 +281,15 @@ static PyObject *py_bon_sft(PyObject *Py_UNUSED(module), PyObject *args)
     const size_t chunk = chunk_of(&in), n = in.n, end = in.range.stop;
     for (size_t at = in.range.start; at < end; at += chunk) {
         size_t bad = 0;
-        const double *chances = chance ? chance + at * n : NULL;
-        const double *known = win_rate ? win_rate + at * n : NULL;
+        const bon_known here = known_at(&known, at, n);
         bon_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = bon_sft_loss(ranked + at * n, nats + at * n, shown + at * n, chances, known,
+        status = bon_sft_loss(ranked + at * n, nats + at * n, shown + at * n, &here,
                               min_size(chunk, end - at), n, &law, in.scratch, in.value + at,
                               in.weights + at * n, &bad);
         Py_END_ALLOW_THREADS
-        const size_t row = at + bad / n;
-        if (status == BON_ERR_DOMAIN && raise_too_few(shown + row * n, row, n, chance ? 1 : 3))
+        const size_t row = at + bad / n, fewest = known.chance ? 1 : 3;
+        if (status == BON_ERR_DOMAIN && raise_too_few(shown + row * n, row, n, fewest))
             goto done;
         if (after(status, "scores and logp", &in, at, bad) < 0) goto done;
     }

@@ -85,28 +85,58 @@ def rlb_table():
 SIZES = (4, 8, 16, 32, 64)
 
 
-def rl_off(name, k, n, variational, known):
+def known_of(known, scores, draws, k):
+    """Inputs that say what is known of the law: nothing, "Q", or "Q and Z"."""
+    win_rate = (scores[None, :] <= scores[:, None]) @ P
+    log_z = np.log(P @ np.exp(float(bon_lambda(k)) * win_rate))
+    given = {"win_rate": win_rate[draws], "log_normaliser": np.full(len(draws), log_z)}
+    return {name: given[name] for name in list(given)[: ("nothing", "Q", "Q and Z").index(known)]}
+
+
+def rl_weights(name, k, n, variational=True, known="nothing"):
+    """Draws, their orders, the weights of a loss and the gradient of its objective."""
     loss = losses.get(name)(k=k, variational=variational)
     scores = SCORES if name == "bon_rl_v" else REWARDS
     objective = variational_objective if variational else bon_objective
     draws, orders = multisets(3, n)
     given = {"scores": scores[draws]} if name == "bon_rl_v" else {}
-    if known:
-        given["win_rate"] = ((scores[None, :] <= scores[:, None]) @ P)[draws]
-    _, weights = loss(REWARDS[draws], **given)
-    found = expected_gradient(THETA, draws, weights, orders)
-    return off(found, -gradient(objective(scores, REWARDS, k), THETA))
+    _, weights = loss(REWARDS[draws], **given, **known_of(known, scores, draws, k))
+    return draws, orders, weights, -gradient(objective(scores, REWARDS, k), THETA)
+
+
+def rl_off(name, k, n, variational, known):
+    draws, orders, weights, wanted = rl_weights(name, k, n, variational, known)
+    return off(expected_gradient(THETA, draws, weights, orders), wanted)
 
 
 def rl_table():
+    laws = [("variational", "nothing"), ("variational", "Q"), ("exact", "nothing")]
     rows = []
     for name in ("bon_rl_v", "bon_rl_s"):
         for k in (2, 4, 8):
-            for law, known in (("variational", False), ("variational", True), ("exact", False)):
+            for law, known in laws:
                 numbers = [rl_off(name, k, n, law == "variational", known) for n in SIZES]
                 cells = [f"{100 * number:.1f}" for number in numbers]
-                rows.append([name, str(k), law, "given" if known else "estimated", *cells])
-    return table(["loss", "k", "law", "Q", *(f"n={n}" for n in SIZES)], rows)
+                rows.append([name, str(k), law, known, *cells])
+    return table(["loss", "k", "law", "known", *(f"n={n}" for n in SIZES)], rows)
+
+
+def rl_error(name, k, n, known):
+    """Root mean square of the gradient's error, relative to the gradient's length."""
+    draws, orders, weights, wanted = rl_weights(name, k, n, known=known)
+    bias = expected_gradient(THETA, draws, weights, orders) - wanted
+    square = gradient_variance(THETA, draws, weights, orders) + bias @ bias
+    return np.sqrt(square / (wanted @ wanted))
+
+
+def error_table():
+    rows = [
+        [name, str(k), known, *(f"{rl_error(name, k, n, known):.2f}" for n in SIZES)]
+        for name in ("bon_rl_v", "bon_rl_s")
+        for k in (2, 4, 8)
+        for known in ("nothing", "Q", "Q and Z")
+    ]
+    return table(["loss", "k", "known", *(f"n={n}" for n in SIZES)], rows)
 
 
 def winners_off(k, n):
@@ -138,8 +168,7 @@ def sft_off(k, m, known):
     both = np.concatenate([np.tile(EXPERTS, (len(draws), 1)), draws], axis=1)
     expert = np.broadcast_to(np.arange(m + 2) < 2, both.shape)
     given = {"scores": SCORES[both], "logp": np.log(P)[both], "expert": expert}
-    if known:
-        given["win_rate"] = ((SCORES[None, :] <= SCORES[:, None]) @ P)[both]
+    given |= known_of(known, SCORES, both, k)
     _, weights = losses.get("bon_sft")(k=k)(REWARDS[both], **given)
     found = expected_gradient(THETA, draws, weights[:, 2:], orders)
     found += sum(np.eye(3)[y] - P for y in EXPERTS) * -1 / 2
@@ -148,12 +177,11 @@ def sft_off(k, m, known):
 
 def sft_table():
     rows = [
-        [str(k), "given" if known else "estimated",
-         *(f"{100 * sft_off(k, n, known):.1f}" for n in SIZES)]
+        [str(k), known, *(f"{100 * sft_off(k, n, known):.1f}" for n in SIZES)]
         for k in (2, 4, 8)
-        for known in (False, True)
-    ]  # fmt: skip
-    return table(["k", "Q", *(f"m={m}" for m in SIZES)], rows)
+        for known in ("nothing", "Q")
+    ]
+    return table(["k", "known", *(f"m={m}" for m in SIZES)], rows)
 
 
 # -- bon: variance of its baselines ---------------------------------------------
@@ -182,7 +210,7 @@ def variance_table():
     return table(["selector, truth", "baseline", *(f"k={k}, n={n}" for k, n in settings)], rows)
 
 
-TABLES = (rlb_table, rl_table, winners_table, sft_table, variance_table)
+TABLES = (rlb_table, rl_table, error_table, winners_table, sft_table, variance_table)
 
 if __name__ == "__main__":
     for make in TABLES:

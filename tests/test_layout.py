@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 FILES = sorted(CSRC.glob("*.[ch]"))
 CORE = [path for path in FILES if not path.name.startswith("py_")]
-ALLOCATE_NOTHING = ("estimators", "losses", "losses_law", "losses_block", "select", "rng", "sample")
+ALLOCATE_NOTHING = (
+    "estimators", "losses", "losses_law", "losses_sft", "losses_block", "select", "rng", "sample",
+)  # fmt: skip
 COMPUTE = [path for path in CORE if path.stem in ALLOCATE_NOTHING]
 STUBS = sorted((ROOT / "bonaware").glob("_*.pyi"))
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "scipy", "pyarrow", "sympy")

@@ -17,7 +17,8 @@ from bonaware._votes import as_mask
 __all__ = ["Batch", "Loss", "empty", "has_gaps", "need_choice", "need_count", "need_nonnegative"]
 
 
-WHOLE = ("fail", "ref_scores")  # inputs that a mask does not belong to
+OF_PROMPTS = ("fail", "log_normaliser")  # inputs of shape [P]
+WHOLE = (*OF_PROMPTS, "ref_scores")  # inputs that a mask does not belong to
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Batch:
     expert: Any = None  # bool [P, n]
     fail: Any = None  # [P], in [0, 1]
     win_rate: Any = None  # [P, n], in [0, 1]
+    log_normaliser: Any = None  # [P], nats
 
 
 class Loss:
@@ -104,6 +106,7 @@ class Loss:
         expert: ArrayLike | None = None,
         fail: ArrayLike | None = None,
         win_rate: ArrayLike | None = None,
+        log_normaliser: ArrayLike | None = None,
         mask: ArrayLike | None = None,
     ) -> tuple[Floats, Floats]:
         """Estimate of the loss and the weights of its gradient.
@@ -127,8 +130,11 @@ class Loss:
         fail : float, shape [P]
             Probability of a wrong sample, where it is known.
         win_rate : float, shape [P, n]
-            Probability that the sample wins against or ties with a fresh one, where it is
+            Probability Q that the sample wins against or ties with a fresh one, where it is
             known.
+        log_normaliser : float, shape [P]
+            Logarithm of the normaliser of the law of best-of-k, the expectation of
+            ``exp(lam Q)`` over fresh samples, where it is known; goes with win_rate.
         mask : bool, shape [P, n]
             False where no sample is. What the arrays hold there is not looked at.
 
@@ -151,7 +157,7 @@ class Loss:
         given: dict[str, Any] = {
             "scores": scores, "logp": logp, "ref_logp": ref_logp, "ref_scores": ref_scores,
             "old_logp": old_logp, "lengths": lengths, "expert": expert, "fail": fail,
-            "win_rate": win_rate,
+            "win_rate": win_rate, "log_normaliser": log_normaliser,
         }  # fmt: skip
         given = {name: x for name, x in given.items() if x is not None}
         self._check_names(given)
@@ -203,9 +209,7 @@ class Loss:
         return value, weights
 
 
-def _rows_of(
-    batch: Batch, rows: NDArray[np.bool_], there: NDArray[np.bool_], n: int
-) -> Batch:
+def _rows_of(batch: Batch, rows: NDArray[np.bool_], there: NDArray[np.bool_], n: int) -> Batch:
     """The rows of a batch with the n samples that are there."""
     some = {}
     for field in fields(batch):
@@ -221,9 +225,7 @@ def _rows_of(
 class _Checked:
     """The inputs of one call, checked against its rewards and mask."""
 
-    def __init__(
-        self, rewards: ArrayLike, mask: ArrayLike | None, unseen: tuple[str, ...]
-    ) -> None:
+    def __init__(self, rewards: ArrayLike, mask: ArrayLike | None, unseen: tuple[str, ...]) -> None:
         self.mask = None
         self.unseen = unseen  # names of inputs that are not looked at for NaN and infinity
         self.rewards = as_floats(rewards, "rewards")
@@ -268,7 +270,7 @@ class _Checked:
                     f"got {array.shape}"
                 )
         else:
-            self._need_shape(array, name, self.shape[:1] if name == "fail" else self.shape)
+            self._need_shape(array, name, self.shape[: 1 if name in OF_PROMPTS else 2])
         return array
 
     def _need_shape(self, array: NDArray[Any], name: str, shape: tuple[int, ...]) -> None:

@@ -7,14 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _losses
-from bonaware._arguments import Floats
+from bonaware._arguments import Floats, place
 from bonaware._parallel import for_rows
 from bonaware.estimators import bon_lambda
 from bonaware.losses._base import Batch, Loss, empty, need_choice, need_count
 
-__all__ = ["STEPS_PER_SAMPLE", "BonRl", "chances"]
+__all__ = ["STEPS_PER_SAMPLE", "BonRl", "chances", "need_normaliser"]
 
 STEPS_PER_SAMPLE = 8  # about a nanosecond each, as in _parallel.py
+SLACK = 1e-6  # nats, for normalisers that were themselves computed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class BonRl(Loss):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        return ("win_rate",) if self.variational and self.draws == "policy" else ()
+        if not self.variational or self.draws == "bon":
+            return ()
+        return ("win_rate",) if self.enumerated else ("win_rate", "log_normaliser")
 
     @property
     def fewest(self) -> int:
@@ -54,6 +57,7 @@ class BonRl(Loss):
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
         if self.enumerated:
             chances(batch.logp, there)
+        need_normaliser(batch, self.k)
 
     def weigh(self, batch: Batch, scores: Floats) -> tuple[Floats, Floats]:
         """Value and weights where the selector ranks by these scores."""
@@ -64,13 +68,33 @@ class BonRl(Loss):
         value, weights = empty(batch)
         for_rows(
             lambda start, stop: _losses.bon_rl(
-                scores, batch.rewards, chance, batch.win_rate, self.k, exact, strength,
-                self.draws == "bon", value, weights, start, stop,
+                scores, batch.rewards, chance, batch.win_rate, batch.log_normaliser, self.k,
+                exact, strength, self.draws == "bon", value, weights, start, stop,
             ),
             len(value),
             STEPS_PER_SAMPLE * scores.shape[1],
         )  # fmt: skip
         return value, weights
+
+
+def need_normaliser(batch: Batch, k: int) -> None:
+    """Refuse logarithms of normalisers, if given, that no law of best-of-k has.
+
+    Q is uniform on [0, 1] where nothing ties, and higher with ties.
+    """
+    given = batch.log_normaliser
+    if given is None:
+        return
+    if batch.win_rate is None:
+        raise TypeError("log_normaliser goes with win_rate, which is missing")
+    lam = float(bon_lambda(k))
+    least = lam + np.log(-np.expm1(-lam) / lam) if lam else 0.0
+    wrong = ~((given >= least - SLACK) & (given <= lam + SLACK))
+    if wrong.any():
+        raise ValueError(
+            "log_normaliser must be from log((e**lam - 1) / lam) to lam, which for "
+            f"k={k} is {least:.6g} to {lam:.6g}, but {place(wrong)} is {given[wrong][0]}"
+        )
 
 
 def chances(logp: Floats, there: NDArray[np.bool_]) -> Floats:

@@ -48,7 +48,19 @@ class BonRlV(BonRl):
     Consistent; biased for finite n, because the shares are normalised by the samples
     themselves: docs/design/losses.md tabulates by how much. `bon` has no such bias. ``k =
     1`` is unbiased REINFORCE. A prompt whose rewards are all equal has weights 0.
-    ``win_rate`` [P, n] gives Q where it is known (variational law, draws of the policy).
+
+    ``win_rate`` [P, n] gives Q where it is known, and with it ``log_normaliser`` [P] the
+    logarithm of ``Z = E[exp(lam Q)]`` (variational law, draws of the policy). With both, all
+    is unbiased: with ``t_i = exp(lam Q_i) / Z``,
+
+    ``c_i = mean over l != i of t_i t_l (R_i - R_l) / n``
+
+    ``weight_j = -c_j - lam / (n - 2) * sum over i != j of (1{r_i >= r_j} - Q_i) * (c_i
+    without its term l = j)``
+
+    and the value is minus the mean of ``t_i R_i + (1 - t_i) * mean of the other R``. Without
+    ties Z is ``(exp(lam) - 1) / lam``; with ties it depends on how large the levels are, and
+    no estimate from Q alone is unbiased.
 
     O(n log n) per prompt, without the GIL.
     Source: Chow et al. 2024, arXiv:2412.15287, BoN-RL-V and the variational form of BoN;

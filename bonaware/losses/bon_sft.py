@@ -10,7 +10,7 @@ from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
 from bonaware.estimators import bon_lambda
 from bonaware.losses._base import Batch, Loss, empty, has_gaps, need_count
-from bonaware.losses._bon_law import STEPS_PER_SAMPLE, chances
+from bonaware.losses._bon_law import STEPS_PER_SAMPLE, chances, need_normaliser
 
 __all__ = ["LOSS", "BonSft"]
 
@@ -44,6 +44,10 @@ class BonSft(Loss):
     samples). The value is the loss in nats, with Z and Q estimated from the same samples.
     Consistent, biased for finite m (docs/design/losses.md). Rewards are not used.
 
+    With ``win_rate`` and ``log_normaliser`` [P], the logarithm of ``Z = E[exp(lam Q)]``, the
+    value is exact and the weights are unbiased: ``v_i = exp(lam Q_i) / (m Z)``, and the first
+    term is ``v_j - 1 / m``. See `bonaware.losses.bon_rl_v`.
+
     O(n log n) per prompt, without the GIL.
     Source: Chow et al. 2024, arXiv:2412.15287, BoN-SFT.
 
@@ -64,12 +68,15 @@ class BonSft(Loss):
     enumerated: bool = False
 
     needs = ("scores", "logp", "expert")
-    takes = ("win_rate",)
     kernel_checks = ("scores", "logp")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         need_count(self.k, "k")
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return ("win_rate",) if self.enumerated else ("win_rate", "log_normaliser")
 
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
         if has_gaps(there):  # otherwise the kernel says the same
@@ -85,6 +92,7 @@ class BonSft(Loss):
                 )
         if self.enumerated:
             chances(batch.logp, ~batch.expert & there)
+        need_normaliser(batch, self.k)
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         chance = chances(batch.logp, ~batch.expert) if self.enumerated else None
@@ -92,8 +100,8 @@ class BonSft(Loss):
         value, weights = empty(batch)
         for_rows(
             lambda start, stop: _losses.bon_sft(
-                batch.scores, batch.logp, batch.expert, chance, batch.win_rate, self.k,
-                strength, value, weights, start, stop,
+                batch.scores, batch.logp, batch.expert, chance, batch.win_rate,
+                batch.log_normaliser, self.k, strength, value, weights, start, stop,
             ),
             len(value),
             STEPS_PER_SAMPLE * weights.shape[1],

@@ -28,9 +28,10 @@ static bon_status rl(const double *scores, const double *rewards, const double *
                      const double *win_rate, size_t rows, size_t n, bon_law law, int winners,
                      double *value, double *weights, size_t *bad)
 {
+    const bon_known known = {chance, win_rate, NULL};
     double *scratch = scratch_for(n);
-    const bon_status status = bon_rl_loss(scores, rewards, chance, win_rate, rows, n, &law,
-                                          winners, scratch, value, weights, bad);
+    const bon_status status = bon_rl_loss(scores, rewards, &known, rows, n, &law, winners,
+                                          scratch, value, weights, bad);
     free(scratch);
     return status;
 }
@@ -40,9 +41,10 @@ static bon_status sft(const double *scores, const double *logp, const uint8_t *e
                       double lambda, double *value, double *weights, size_t *bad)
 {
     const bon_law law = {2, 0, lambda};
+    const bon_known known = {chance, win_rate, NULL};
     double *scratch = scratch_for(n);
-    const bon_status status = bon_sft_loss(scores, logp, expert, chance, win_rate, rows, n,
-                                           &law, scratch, value, weights, bad);
+    const bon_status status = bon_sft_loss(scores, logp, expert, &known, rows, n, &law,
+                                           scratch, value, weights, bad);
     free(scratch);
     return status;
 }
@@ -177,6 +179,52 @@ static void test_rl_rejects_what_has_no_law(void)
     CHECK(bad == 1);
 }
 
+/* Two right of three: F = 1 and 1/4; t of the right ones with Z = e, of the wrong one less. */
+static void test_rl_known_normaliser(void)
+{
+    const double rewards[] = {1, 0, 1}, rates[] = {1, 0.25, 1}, lambda = 2.0, log_z[] = {1.9};
+    const bon_known known = {NULL, rates, log_z};
+    const bon_law law = {2, 0, lambda};
+    const double right = exp(lambda - 1.9), wrong = exp(0.25 * lambda - 1.9);
+    const double c = right * wrong / 6.0, of_wrong = -2.0 * right * wrong / 6.0;
+    double value[1], weights[3], *scratch = scratch_for(3);
+    size_t bad;
+    CHECK(bon_rl_loss(rewards, rewards, &known, 1, 3, &law, 0, scratch, value, weights, &bad)
+          == BON_OK);
+    CHECK_CLOSE(value[0], -(2.0 * right + (1.0 - right) + (1.0 - wrong)) / 3.0);
+    /* others of the wrong sample: two right ones of F = 1. Of a right one: one of those, and
+     * the wrong sample, whose c has lost the term of the one */
+    CHECK_CLOSE(weights[1], -of_wrong);
+    CHECK_CLOSE(weights[0], -(c + lambda * 0.5 * of_wrong * (0.0 - 0.25)));
+    free(scratch);
+}
+
+static void test_normalisers_of_no_law_are_rejected(void)
+{
+    const double x[] = {0.5, 1, 0, 0, 1, 0.5}, over[] = {0.9, 1.1}, under[] = {0.9, 0.4};
+    const double nan[] = {NAN, 0.9}, fine[] = {0.9, 1.0};
+    const double *wrong[] = {over, under, nan};
+    const uint8_t expert[6] = {0};
+    const bon_law law = {2, 0, 1.0};
+    double value[2], weights[6], *scratch = scratch_for(3);
+    size_t bad;
+    for (size_t i = 0; i < 3; i++) {
+        const bon_known known = {NULL, x, wrong[i]};
+        CHECK(bon_rl_loss(x, x, &known, 2, 3, &law, 0, scratch, value, weights, &bad)
+              == BON_ERR_DOMAIN);
+        CHECK(bad == (i < 2 ? 3 : 0));
+        CHECK(bon_sft_loss(x, x, expert, &known, 2, 3, &law, scratch, value, weights, &bad)
+              == BON_ERR_DOMAIN);
+    }
+    const bon_known alone = {NULL, NULL, fine}, with_chance = {x, x, fine}, both = {NULL, x, fine};
+    CHECK(bon_rl_loss(x, x, &alone, 2, 3, &law, 0, scratch, value, weights, &bad)
+          == BON_ERR_DOMAIN);
+    CHECK(bon_rl_loss(x, x, &with_chance, 2, 3, &law, 0, scratch, value, weights, &bad)
+          == BON_ERR_DOMAIN);
+    CHECK(bon_rl_loss(x, x, &both, 2, 3, &law, 0, scratch, value, weights, &bad) == BON_OK);
+    free(scratch);
+}
+
 /* lambda = 0: the law is the policy, and the loss is plain fine-tuning. */
 static void test_sft_without_tilt_is_fine_tuning(void)
 {
@@ -267,6 +315,8 @@ int main(void)
     test_rl_known_values();
     test_rl_forms_are_finite_and_agree_on_equal_rewards();
     test_rl_rejects_what_has_no_law();
+    test_rl_known_normaliser();
+    test_normalisers_of_no_law_are_rejected();
     test_sft_without_tilt_is_fine_tuning();
     test_sft_rows_have_their_own_experts();
     test_sft_of_outcomes_leaves_the_chance_of_experts_out();
