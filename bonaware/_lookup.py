@@ -19,7 +19,7 @@ def available(package: str) -> tuple[str, ...]:
     Examples
     --------
     >>> available("bonaware.verifiers")
-    ('exact', 'likelihood', 'reward_model', 'self_certainty')
+    ('exact', 'likelihood', 'reward_model', 'self_certainty', 'self_evaluation')
     """
     path = importlib.import_module(package).__path__
     names = (module.name for module in pkgutil.iter_modules(path))

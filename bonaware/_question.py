@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from bonaware.lm import LM
@@ -132,7 +132,7 @@ class Question:
 
     def after(self, ended: bool) -> Ids:
         """What stands behind a sample that has ended or has not."""
-        return np.array(self.ids if ended else (self.ends[0], *self.ids), np.int32)
+        return np.array(self.ids if ended else (*self.ends[:1], *self.ids), np.int32)
 
 
 def _asked(lm: "LM", question: Any, target: Any, other: Any) -> Question:
@@ -148,7 +148,8 @@ def _asked(lm: "LM", question: Any, target: Any, other: Any) -> Question:
     if target is None or other is None:
         raise ValueError("a question of text or ids needs target and other, the tokens that "
                          f"answer it, got target={target!r}, other={other!r}")
-    return Question(lm._completion(question), _one(lm, target), _one(lm, other))
+    ids = tuple(lm._completion(question).tolist())
+    return Question(ids, _one(lm, target), _one(lm, other))
 
 
 def _one(lm: "LM", answer: int | str) -> int:
@@ -167,10 +168,10 @@ def _one(lm: "LM", answer: int | str) -> int:
 def _of_turns(lm: "LM", turns: Turns, target: int | str, other: int | str) -> Question:
     """The question as messages behind an assistant's turn."""
     ids, end = _behind(lm, turns, generate=True)
-    found = [_answer(lm, turns, ids, answer) if isinstance(answer, str) else int(answer)
+    named = [_answer(lm, turns, ids, answer) if isinstance(answer, str) else int(answer)
              for answer in (target, other)]
     rest = [token for token in lm.eos_token_ids if token != end]
-    return Question(ids, *found, (end, *rest))
+    return Question(ids, named[0], named[1], (end, *rest))
 
 
 def _answer(lm: "LM", turns: Turns, ids: tuple[int, ...], answer: str) -> int:

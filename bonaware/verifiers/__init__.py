@@ -32,7 +32,7 @@ def available() -> tuple[str, ...]:
     Examples
     --------
     >>> available()
-    ('exact', 'likelihood', 'reward_model', 'self_certainty')
+    ('exact', 'likelihood', 'reward_model', 'self_certainty', 'self_evaluation')
     """
     return _lookup.available(__name__)
 
@@ -47,7 +47,8 @@ def get(name: str, **options: Any) -> Verifier:
         "exact", the task's own reward, a perfect selector;
         "likelihood", log-probability of the sample under the model;
         "reward_model", what a model with a score head gives;
-        "self_certainty", how far the model was from guessing, per token.
+        "self_certainty", how far the model was from guessing, per token;
+        "self_evaluation", whether the model thinks that starting over would do no better.
     **options
         Of that verifier; see its class.
 

@@ -13,7 +13,7 @@ from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
 
-__all__ = ["VERIFIER", "RewardModel"]
+__all__ = ["VERIFIER", "RewardModel", "means"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +88,7 @@ class RewardModel:
         text, tokens = samples.text[p][i], samples.tokens[p][i]
         reason = str(samples.finish_reason[p, i])
         tokenizer = self.model.tokenizer
-        if text is None or tokenizer is None or self._means(text, tokens, reason, prompt):
+        if text is None or tokenizer is None or means(self.model, text, tokens, reason, prompt):
             return tokens
         if _is_ids(samples.prompts[p]):
             raise ValueError(
@@ -99,18 +99,19 @@ class RewardModel:
         encoded = tokenizer.encode(text, add_special_tokens=False)
         return np.concatenate([encoded, np.array(end, np.int32)])
 
-    def _means(self, text: str, tokens: NDArray[np.int32], reason: str,
-               prompt: NDArray[np.int32]) -> bool:
-        """Whether the tokens are this text, ended like this, to this model's tokenizer."""
-        if (tokens >= self.model.arch.vocab).any():
+
+def means(lm: LM, text: str, tokens: NDArray[np.int32], reason: str,
+          prompt: NDArray[np.int32]) -> bool:
+    """Whether the tokens are this text, ended like this, to the model's tokenizer."""
+    tokenizer: Any = lm.tokenizer
+    if (tokens >= lm.arch.vocab).any():
+        return False
+    if reason == "eos":
+        if tokens[-1] not in {*lm.eos_token_ids, *tokenizer.special_ids}:
             return False
-        tokenizer = self.model.tokenizer
-        if reason == "eos":
-            if tokens[-1] not in {*self.model.eos_token_ids, *tokenizer.special_ids}:
-                return False
-            tokens = tokens[:-1]
-        found = tokenizer.decode_completion(prompt, tokens)
-        return found.startswith(text) if reason == "stop" else found == text
+        tokens = tokens[:-1]
+    found = tokenizer.decode_completion(prompt, tokens)
+    return found.startswith(text) if reason == "stop" else found == text
 
 
 def _equal(samples: Samples, p: int) -> list[list[int]]:
