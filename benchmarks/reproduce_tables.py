@@ -11,7 +11,7 @@ from reproduce_figures import BEST, Runs
 
 from bonaware import estimators
 
-__all__ = ["markdown", "rates_table", "summarise", "write_docs"]
+__all__ = ["lines", "markdown", "rates_table", "summarise", "write_docs"]
 
 SETS = ("test", "heldout")
 DIGITS = 4
@@ -286,7 +286,7 @@ def write_docs(summary: dict[str, Any], root: Path) -> None:
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     command = " ".join(["python", "benchmarks/reproduce_bon.py", *words])
     (root / SUMMARY).parent.mkdir(parents=True, exist_ok=True)
-    (root / SUMMARY).write_text(_lines({"command": command} | summary) + "\n", encoding="utf-8")
+    (root / SUMMARY).write_text(lines({"command": command} | summary) + "\n", encoding="utf-8")
     text = (root / DOCS).read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{root / DOCS} must have one line {BEGIN} and one line {END}")
@@ -295,10 +295,10 @@ def write_docs(summary: dict[str, Any], root: Path) -> None:
                              encoding="utf-8")
 
 
-def _lines(content: Any, indent: str = "") -> str:
+def lines(content: Any, indent: str = "") -> str:
     """JSON with one line per innermost object, so that a change shows where it is."""
     if not isinstance(content, dict) or not any(isinstance(x, dict) for x in content.values()):
         return json.dumps(content)
     inner = indent + " "
-    rows = [f"{inner}{json.dumps(name)}: {_lines(value, inner)}" for name, value in content.items()]
+    rows = [f"{inner}{json.dumps(name)}: {lines(value, inner)}" for name, value in content.items()]
     return "{\n" + ",\n".join(rows) + f"\n{indent}}}"

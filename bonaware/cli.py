@@ -52,7 +52,7 @@ examples:
   bonaware evaluate --model countdown --task countdown --verifier exact \\
                     --verifier reward_model:model=countdown-verifier
   bonaware evaluate --policy adaptive:threshold=0.9,n=16
-  bonaware evaluate --policy prune:n=16,checkpoints=[12],keep=[0.5]
+  bonaware evaluate --policy prune:n=16,checkpoints=12,fractions=0.5
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
   bonaware evaluate --samples run.sqlite
 
