@@ -395,6 +395,25 @@ def _attach(lm: "LM", adapter: "Adapter") -> None:
     lm.weights_changed()
 
 
+def leave_adapters(lm: "LM") -> None:
+    """Removes adapters that a learner put into the model, if they have learnt nothing yet.
+
+    Raises
+    ------
+    ValueError
+        They have: they would be lost.
+    """
+    owner: Learner | None = getattr(lm._merged, "__self__", None)
+    if owner is None:
+        return
+    if any(b.any() for _, b in owner.adapter().pairs.values()):
+        raise ValueError(f"{lm.name} has low-rank adapters that another trainer taught: save it, "
+                         "which merges them, and train what LM.load gives")
+    lm._model.remove_adapters()
+    lm._merged = None
+    lm.weights_changed()
+
+
 def _one_each(name: str, numbers: Any,
               completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
     """For each prompt one number per completion."""

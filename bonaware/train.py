@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _export
 from bonaware._arguments import Floats, as_floats, place
-from bonaware._learner import AdamW, Learner
+from bonaware._learner import AdamW, Learner, leave_adapters
 from bonaware._question import Question
 from bonaware.checkpoint import read_json
 from bonaware.diagnostics import diagnose
@@ -93,7 +93,8 @@ class Trainer:
         (`step_scores`), and answers behind samples (`step_answers`).
     optimizer : AdamW
     lora : LoRA, optional
-        Train low-rank adapters only.
+        Train low-rank adapters only. The model computes with them from then on, and no other
+        trainer can be made of it: `lm.save` merges them, and `LM.load` gives a model without.
     kl : float
         > 0: this becomes the `kl` of the loss, the strength of its KL term; without a loss, the
         strength of that of `step_answers`.
@@ -115,7 +116,8 @@ class Trainer:
     TypeError
         The loss has no option `kl`, or is none of `bonaware.losses`.
     ValueError
-        Model, loss and reference do not belong together.
+        Model, loss and reference do not belong together, or the model has adapters that another
+        trainer taught.
 
     Examples
     --------
@@ -134,6 +136,7 @@ class Trainer:
     def __init__(self, lm: LM, loss: Loss | None = None, optimizer: AdamW | None = None,
                  lora: LoRA | None = None, kl: float = 0.0, reference: LM | None = None,
                  memory: int | None = None) -> None:
+        leave_adapters(lm)
         self.lm, self.lora = lm, lora
         self.optimizer = AdamW() if optimizer is None else optimizer
         self.loss: Any = _with_kl(lm, _checked_loss(lm, loss), kl)
@@ -601,9 +604,8 @@ class _Copy:
 
     def weights(self) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
         """Slot, layer (0: of the model) and values of every tensor."""
-        read = self.lm._merged or self.lm._model.get
         for slot, layer, _ in self.arch.slots():
-            yield slot, layer or 0, read(slot, layer or 0)
+            yield slot, layer or 0, self.lm._model.get(slot, layer or 0)
 
 
 def _frozen(lm: LM) -> LM:

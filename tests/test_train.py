@@ -299,13 +299,38 @@ def test_kl_is_measured_against_the_model_at_its_start():
     assert second["loss"] == pytest.approx(value.mean(), rel=1e-4)
 
 
-def test_the_reference_has_the_adapters_that_the_model_has():
+def test_a_second_trainer_does_not_forget_what_adapters_learnt(tmp_path):
     lm = model("llama2")
     first = bon.Trainer(lm, REINFORCE, bon.AdamW(lr=0.01), lora=bon.LoRA(rank=2))
     first.step(PROMPTS, draw(lm), REWARDS)
-    reference = bon.Trainer(lm, REINFORCE, kl=0.1).reference
+    taught = lm.logits([3, 4, 5])
+    for lora in (None, bon.LoRA(rank=2), bon.LoRA(rank=4)):
+        with pytest.raises(ValueError, match="has low-rank adapters that another trainer taught: "
+                                             "save it, which merges them"):
+            bon.Trainer(lm, REINFORCE, lora=lora)
+    np.testing.assert_array_equal(lm.logits([3, 4, 5]), taught)
+    assert first.step(PROMPTS, draw(lm), REWARDS)["grad_norm"] > 0
+    taught = lm.logits([3, 4, 5])
+    lm.save(tmp_path / "merged")
+    merged = bon.LM.load(tmp_path / "merged")
+    reference = bon.Trainer(merged, REINFORCE, kl=0.1, lora=bon.LoRA(rank=2)).reference
     assert not np.allclose(reference.logits([3, 4, 5]), model("llama2").logits([3, 4, 5]))
-    assert np.allclose(reference.logits([3, 4, 5]), lm.logits([3, 4, 5]), atol=1e-4)
+    assert np.allclose(reference.logits([3, 4, 5]), taught, atol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, bon.LoRA(rank=4)], ids=["all", "lora"])
+def test_a_second_trainer_takes_the_place_of_one_that_has_learnt_nothing(lora, tmp_path):
+    lm = model("llama2")
+    first = bon.Trainer(lm, REINFORCE, lora=bon.LoRA(rank=2))
+    second = bon.Trainer(lm, REINFORCE, bon.AdamW(lr=0.01), lora=lora)
+    second.step(PROMPTS, draw(lm), REWARDS)
+    with pytest.raises(RuntimeError, match="has got other adapters since"):
+        first.step(PROMPTS, draw(lm), REWARDS)
+    second.save(tmp_path / "saved")
+    alone = model("llama2")
+    only = bon.Trainer(alone, REINFORCE, bon.AdamW(lr=0.01), lora=lora)
+    only.resume(tmp_path / "saved")
+    np.testing.assert_array_equal(alone.logits([3, 4, 5]), lm.logits([3, 4, 5]))
 
 
 def test_a_given_reference_is_measured_without_a_kl_term():
