@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware._arguments import Floats, as_floats, need_same_shape, place
-from bonaware.policies._options import Waves, count, number, wave_at
+from bonaware.policies._options import Waves, as_waves, count, number, wave_at
 
 __all__ = ["Sweep", "fit_threshold", "sweep"]
 
@@ -69,9 +69,10 @@ def sweep(scores: ArrayLike, rewards: ArrayLike | None = None, *, n: int | None 
     >>> found.thresholds, found.mean_samples, found.mean_reward
     (array([0.2, 0.6, 1. ]), array([1. , 1.5, 2. ]), array([0.5, 1. , 1. ]))
     """
-    scores = _checked(scores, n)
+    truth = None if rewards is None else as_floats(rewards, "rewards")
+    scores = _checked(scores, truth, n)
     prompts, n = scores.shape
-    ends = _wave_ends(n, waves)
+    ends = _wave_ends(n, as_waves(waves))
     maxima = np.maximum.accumulate(scores, axis=1)
     steps = maxima[:, ends[:-1] - 1].ravel()  # a step: one more wave for one prompt
     order = np.argsort(steps)
@@ -84,9 +85,7 @@ def sweep(scores: ArrayLike, rewards: ArrayLike | None = None, *, n: int | None 
         return (at_ends[:, 0].sum() + np.append(0.0, np.cumsum(gains))[below]) / prompts
 
     rewarded = None
-    if rewards is not None:
-        truth = as_floats(rewards, "rewards")
-        need_same_shape(truth[:, :n], "rewards", scores, "scores")
+    if truth is not None:
         best = _first_of_largest(scores, maxima)[:, ends - 1]
         rewarded = means(np.take_along_axis(truth, best, axis=1))
     return Sweep(candidates, means(np.tile(ends.astype(np.float64), (prompts, 1))), rewarded)
@@ -165,7 +164,7 @@ def _first_reaching(means: Floats, wished: float) -> int:
     return int(reached[0])
 
 
-def _checked(scores: ArrayLike, n: int | None) -> Floats:
+def _checked(scores: ArrayLike, rewards: Floats | None, n: int | None) -> Floats:
     """The scores of the first n samples, -inf where there is none."""
     array = as_floats(scores, "scores")
     if array.ndim != 2 or not array.size:
@@ -174,6 +173,8 @@ def _checked(scores: ArrayLike, n: int | None) -> Floats:
     if wrong.any():
         raise ValueError("a threshold is in [0, 1], so scores must be, but "
                          f"{place(wrong)} is {array[wrong][0]}")
+    if rewards is not None:
+        need_same_shape(rewards, "rewards", array, "scores")
     n = array.shape[1] if n is None else count("n", n)
     if n > array.shape[1]:
         raise ValueError(f"need scores of n={n} samples per prompt, got {array.shape[1]}")

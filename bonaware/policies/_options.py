@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Waves", "count", "kept", "number", "rising", "schedule", "share", "wave_at"]
+__all__ = ["Waves", "as_waves", "count", "kept", "number", "rising", "schedule", "share", "wave_at"]
 
 Waves = int | Sequence[int]
 
@@ -57,6 +57,15 @@ def kept(fraction: float, held: int) -> int:
     return max(1, ceil(round(fraction * held, 9)))  # 0.07 * 100 is a little more than 7
 
 
+def as_waves(waves: Waves) -> int | tuple[int, ...]:
+    """Sizes of waves, checked: one, or several."""
+    if not isinstance(waves, Sequence | np.ndarray):
+        return count("a wave", waves)
+    if not len(waves):
+        raise ValueError("need at least one wave, got none")
+    return tuple(count("a wave", size) for size in waves)
+
+
 def wave_at(waves: Waves, drawn: int) -> int:
     """Size of the wave that begins where `drawn` samples are there.
 
@@ -65,11 +74,7 @@ def wave_at(waves: Waves, drawn: int) -> int:
     >>> [wave_at([1, 3], drawn) for drawn in (0, 1, 4, 7)]
     [1, 3, 3, 3]
     """
-    sizes = list(waves) if isinstance(waves, Sequence | np.ndarray) else [waves]
-    if not sizes:
-        raise ValueError("need at least one wave, got none")
-    for size in sizes:
-        count("a wave", size)
+    sizes = [waves] if isinstance(waves, int) else waves
     for size, start in zip(sizes, accumulate(sizes, initial=0), strict=False):
         if drawn <= start:
             return size

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware.policies._base import Decision, Policy, Seen
-from bonaware.policies._options import Waves, count, number, schedule, wave_at
+from bonaware.policies._options import Waves, as_waves, count, number, schedule, wave_at
 
 __all__ = ["POLICY", "Adaptive"]
 
@@ -62,8 +62,10 @@ class Adaptive(Policy):
         if not 0 <= number("threshold", self.threshold) <= 1:
             raise ValueError(f"need 0 <= threshold <= 1, got {self.threshold}: no score reaches "
                              "more than 1")
-        wave_at(self.waves, 0)
         schedule(self.anneal, self.n)
+        object.__setattr__(self, "waves", as_waves(self.waves))
+        if not isinstance(self.anneal, str):
+            object.__setattr__(self, "anneal", tuple(map(float, self.anneal)))
 
     def temperatures(self, temperature: float) -> NDArray[np.float64]:
         return schedule(self.anneal, self.n) * temperature

@@ -6,7 +6,7 @@ from math import comb
 
 from bonaware.policies._base import Decision, Seen
 from bonaware.policies._consensus import Consensus
-from bonaware.policies._options import Waves, count, number, wave_at
+from bonaware.policies._options import Waves, as_waves, count, number, wave_at
 
 __all__ = ["POLICY", "AdaptiveConsistency"]
 
@@ -57,7 +57,7 @@ class AdaptiveConsistency(Consensus):
         if not 0.5 < number("confidence", self.confidence) < 1:
             raise ValueError(f"need 0.5 < confidence < 1, got {self.confidence}: without a vote it "
                              "is 0.5, and no number of votes makes it 1")
-        wave_at(self.waves, 0)
+        object.__setattr__(self, "waves", as_waves(self.waves))
 
     def decide(self, seen: Seen) -> Decision:
         votes = Counter(filter(None, (seen.answers[i] for i in seen.whole))).most_common(2)
