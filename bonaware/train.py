@@ -457,7 +457,8 @@ class Trainer:
     def fit(self, source: Any, steps: int, *, k: tuple[int, int] | None = None,
             out: str | PathLike[str] | None = None, save_every: int = 0, keep: int = 2,
             evaluation: Callable[[LM], Metrics] | None = None, eval_every: int = 0,
-            progress: bool | Callable[[Metrics], None] | None = None) -> list[Metrics]:
+            progress: bool | Callable[[Metrics], None] | None = None,
+            config: str | None = None) -> list[Metrics]:
         """Train until `steps` steps are made.
 
         Parameters
@@ -486,6 +487,8 @@ class Trainer:
         progress : bool or callable, optional
             True or False shows or hides a bar that counts steps; None shows it in terminals and
             notebooks. A callable gets every record.
+        config : str, optional
+            What out/config.toml is to hold: the settings of the run as TOML.
 
         Returns
         -------
@@ -507,7 +510,7 @@ class Trainer:
         if k is not None:
             _check_k(self.loss, k, getattr(source, "n", None))
         with (
-            RunFolder(out, self.steps, self._folder, keep) as folder,
+            RunFolder(out, self.steps, self._folder, keep, config) as folder,
             StepBar(self.steps, steps, progress) as bar,
         ):
             loop = Loop(self, source, steps, folder, bar, save_every, evaluation, eval_every)

@@ -1,8 +1,10 @@
 """TrainConfig: names, kinds, TOML in and out, and the parts that it makes."""
 
 import dataclasses
+import fcntl
 import json
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -197,6 +199,31 @@ def test_a_run_writes_its_configuration_and_resumes(folder):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
     with pytest.raises(FileNotFoundError, match="found neither in"):
         config.train(dataclasses.replace(found, out=str(folder / "new")), resume=True)
+
+
+def test_the_configuration_of_a_run_under_way_is_not_touched(folder, monkeypatch):
+    found, run = real(folder, save_every=1), folder / "run"
+    config.train(found, progress=False)
+    longer = dataclasses.replace(found, steps=5)
+    with (run / "metrics.jsonl").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another process trains in"):
+            config.train(longer, resume=True, progress=False)
+    assert TrainConfig.read(run / "config.toml") == found
+    written = Path.write_text
+
+    def killed(path, text, **options):
+        written(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        config.train(longer, resume=True, progress=False)
+    monkeypatch.undo()
+    assert TrainConfig.read(run / "config.toml") == found
+    assert config.train(longer, resume=True, progress=False).steps == 5
+    assert TrainConfig.read(run / "config.toml") == longer
+    assert not list(run.glob("config.toml.*"))
 
 
 def test_texts_with_a_task_to_measure_on(folder):

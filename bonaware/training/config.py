@@ -21,12 +21,11 @@ from bonaware import losses, tasks
 from bonaware.lm import LM
 from bonaware.train import TARGETS, AdamW, LoRA, Trainer
 from bonaware.training.evaluation import Evaluation
-from bonaware.training.folder import Record, holds_run
+from bonaware.training.folder import CONFIG, Record, holds_run
 from bonaware.training.sources import Labels, Rollouts, Texts, judge
 
 __all__ = ["CONFIG", "TrainConfig", "kind_of", "train"]
 
-CONFIG = "config.toml"
 WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false",
          dict: "a table"}
 
@@ -261,6 +260,8 @@ def train(config: TrainConfig, *, resume: bool = False,
         The folder holds a run, and resume is False.
     FileNotFoundError
         It holds none, and resume is True.
+    RuntimeError
+        Another process trains in it; nothing there is changed.
     """
     out = Path(config.out)
     if holds_run(out) and not resume:
@@ -270,12 +271,10 @@ def train(config: TrainConfig, *, resume: bool = False,
     trainer = config.trainer()
     if resume:
         trainer.resume(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG).write_text(config.to_toml(), encoding="utf-8")
     k: Any = config.k if len(config.k) == 2 else None
     trainer.fit(source, config.steps, k=k, out=out, save_every=config.save_every,
                 keep=config.keep, evaluation=evaluation, eval_every=config.eval_every,
-                progress=progress)
+                progress=progress, config=config.to_toml())
     return trainer
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: metrics.jsonl, one line per record, and checkpoints step-NNNNNN.
+"""The folder of a run: metrics.jsonl, one line per record, config.toml, checkpoints step-NNNNNN.
 
 A checkpoint is written under another name and renamed when it is complete; the line of a step is
 there before the step's checkpoint is. So after a kill the newest checkpoint is whole, and lines
@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain"]
+__all__ = ["CONFIG", "METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain"]
 
-METRICS = "metrics.jsonl"
+METRICS, CONFIG = "metrics.jsonl", "config.toml"
 CHECKPOINT = re.compile(r"step-(\d{6,})")
 LEFTOVER = re.compile(r"step-\d{6,}\..+")  # of a process that was killed while it saved
 # Figures beside the bar, those of them that a record has.
@@ -64,6 +64,8 @@ class RunFolder:
         The folder that these steps come from; another one must not hold a run.
     keep : int
         How many checkpoints stay.
+    config : str, optional
+        What config.toml is to hold from now on.
 
     Raises
     ------
@@ -74,7 +76,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, steps: int, resumed: Path | None,
-                 keep: int) -> None:
+                 keep: int, config: str | None = None) -> None:
         self.path = None if path is None else Path(path).resolve()
         self.keep = keep
         self._file: BinaryIO | None = None
@@ -91,6 +93,8 @@ class RunFolder:
             for entry in self.path.iterdir():
                 if LEFTOVER.fullmatch(entry.name):
                     shutil.rmtree(entry)
+            if config is not None:
+                _replace(self.path / CONFIG, config)
         except BaseException:
             self._file.close()
             raise
@@ -141,6 +145,13 @@ def _to_disk(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file holds what it held, or all of this."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
