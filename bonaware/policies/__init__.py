@@ -178,7 +178,9 @@ class _Stored:
         if missing:
             raise ValueError(f"policy {policy!r} needs {' and '.join(missing)}")
         _check_temperatures(policy, samples)
-        self.rows = [{s.index: s for s in samples[p]} for p in range(len(samples))]
+        self.rows: list[dict[int, Sample]] = [{} for _ in range(len(samples))]
+        for sample in samples[:]:  # numbered by their place
+            self.rows[sample.prompt][sample.index] = sample
         self.scores = _floats("scores", scores, shape)
         self.prefix_scores = _floats("prefix_scores", prefix_scores, (*shape, places))
         self.answers = answers if answers is not None else [[None] * shape[1]] * shape[0]
@@ -191,7 +193,7 @@ class _Stored:
             found = "it is not there" if sample is None else f"that is {sample.finish_reason!r}"
             raise ValueError(f"the policy asks for sample {i} of prompt {p}, but {found}: draw all "
                              "samples whole to replay them")
-        return replace(sample, prompt=p)
+        return sample
 
 
 def _check_temperatures(policy: Policy, samples: Samples) -> None:
@@ -226,7 +228,7 @@ def _play(course: Course, stored: _Stored) -> Iterator[tuple[int, Sample]]:
     """Samples of one prompt by index, as each comes to its end."""
     p = course.prompt
     while not (step := course.next()).nothing:
-        lengths = course.seen().lengths
+        lengths = course.seen().lengths if step.drop else ()
         for i in step.drop:
             yield i, _cut(stored.sample(p, i), int(lengths[i]))
         for i in (*step.begin, *step.go_on):
