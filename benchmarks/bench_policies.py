@@ -1,6 +1,6 @@
 """What dropping samples early saves: prompts finished per second, with and without.
 
-    python benchmarks/bench_policies.py [--model FOLDER] [--prompts 200] [--n 16] [--turns 5]
+    python benchmarks/bench_policies.py [--model FOLDER] [--prompts 100] [--n 16] [--turns 5]
 
 Every sample is drawn to the same length (no end token), so that what is saved follows from the
 policy alone: dropping 75 % at a quarter of the length leaves 1 - 0.75 * 0.75 = 44 % of the tokens.
@@ -36,6 +36,13 @@ def cases(n, length):
     }
 
 
+def load(path, threads):
+    if path:
+        return bon.LM.load(path, threads=threads)
+    config = bon.LM.load("countdown").config | {"max_position_embeddings": 512}
+    return bon.LM.from_config(config, rng=0, threads=threads)
+
+
 def turn(lm, prompts, policy, verifier, length, seed):
     """Seconds of one call, and what it drew."""
     began = time.perf_counter()
@@ -47,28 +54,28 @@ def turn(lm, prompts, policy, verifier, length, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="countdown-selfeval", help="a folder or a name")
-    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--model", help="a folder (default: random weights in the shape of the "
+                        "embedded model countdown, with a longer context)")
+    parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--prompt-tokens", type=int, default=8)
     parser.add_argument("--n", type=int, default=16, help="samples per prompt")
-    parser.add_argument("--length", type=int, default=40, help="tokens of every sample")
+    parser.add_argument("--length", type=int, default=128, help="tokens of every sample")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="figures as JSON")
     args = parser.parse_args()
-    lm = bon.LM.load(args.model, threads=args.threads)
+    lm = load(args.model, args.threads)
     lm.eos_token_ids = ()  # all samples as long as each other
     rng = np.random.default_rng(0)
     prompts = rng.integers(1, lm.arch.vocab, (args.prompts, args.prompt_tokens)).tolist()
-    question = lm.self_evaluation or {"question": [1, 2, 3, 4, 5], "target": 1, "other": 2}
-    verifier = bon.verifiers.get("self_evaluation", question=question["question"],
-                                 target=question["target"], other=question["other"])
+    question = [1, 2, 3, 4, 5]
+    verifier = bon.verifiers.get("self_evaluation", question=question, target=1, other=2)
     seconds, costs = {}, {}
     for seed in range(args.turns):
         for name, policy in cases(args.n, args.length).items():
             taken, samples = turn(lm, prompts, policy, verifier, args.length, seed)
             seconds.setdefault(name, []).append(taken)
-            costs[name] = cost(samples, args.prompt_tokens, policy, len(question["question"]))
+            costs[name] = cost(samples, args.prompt_tokens, policy, len(question))
     base = seconds["no pruning"]
     for name, times in seconds.items():
         gains = [one / other for one, other in zip(base, times, strict=True)]
