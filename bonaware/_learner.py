@@ -417,7 +417,8 @@ def leave_adapters(lm: "LM") -> None:
 def _one_each(name: str, numbers: Any,
               completions: Sequence[Sequence[Ids]]) -> list[NDArray[np.float32]]:
     """For each prompt one number per completion."""
-    rows = [np.asarray(row, np.float32) for row in numbers]
+    with np.errstate(over="ignore"):  # the engine refuses what is infinite as float32
+        rows = [np.asarray(row, np.float32) for row in numbers]
     if [row.shape for row in rows] != [(len(texts),) for texts in completions]:
         raise ValueError(f"{name} must have one number per completion, "
                          f"{[len(texts) for texts in completions]} for these prompts, got the "

@@ -221,6 +221,8 @@ class Trainer:
         started = time.perf_counter()
         loss = self._loss_now()
         rewards = as_floats(rewards, "rewards")
+        if not len(prompts):
+            raise ValueError("need at least one prompt, got none")
         drawn = self._drawn(prompts, samples, rewards, temperature)
         if rewards.shape != drawn.mask.shape:
             raise ValueError("rewards must have the shape [P, n] of the samples, "
@@ -575,12 +577,16 @@ class Trainer:
         OSError
             There is neither.
         ValueError
-            It was another model, or it was trained against another reference.
+            It was another model, or it was trained against another reference; or the files are
+            not those of a trainer.
         """
         path = Path(path)
         found = path if (path / ABOUT).is_file() else newest(path)
         if found is not None:
             about = read_json(found / ABOUT)
+            if missing := [name for name in ("reference", "base") if name not in about]:
+                raise ValueError(f"{found / ABOUT}: must be what Trainer.save wrote, but it has no "
+                                 f"{missing[0]!r}")
             if about["reference"] != self._reference_print():
                 raise ValueError(f"{found} was trained against another reference: make the trainer "
                                  "from the model that the run began with, then resume")

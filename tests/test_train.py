@@ -712,6 +712,14 @@ def test_a_checkpoint_is_a_model(unbroken, tmp_path):
     assert loaded.tokenizer is not None
 
 
+def test_resume_says_that_a_file_is_no_trainers(tmp_path):
+    (tmp_path / "trainer.json").write_text('{"steps": 3}')
+    trainer = bon.Trainer(model(), REINFORCE)
+    with pytest.raises(ValueError, match=r"trainer.json: must be what Trainer.save wrote, but it "
+                                         "has no 'reference'"):
+        trainer.resume(tmp_path)
+
+
 def test_save_and_resume_without_a_run(tmp_path):
     first, second = (bon.Trainer(model(), REINFORCE, bon.AdamW(lr=1e-3)) for _ in range(2))
     first.step(PROMPTS, draw(first.lm), REWARDS)
@@ -785,7 +793,7 @@ def test_fit_works_in_a_thread(tmp_path):
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
     (lambda: bon.Trainer(model(), "bon"), TypeError,
-     r"loss must be None or one of bonaware.losses, such as losses.get\('bon'\)\(k=16\), got 'bon'"),
+     r"None or one of bonaware.losses, such as losses.get\('bon'\)\(k=16\), got 'bon'"),
     (lambda: bon.Trainer(model(config=SCORE), kl=0.1), TypeError, "needs a loss with an option kl"),
     (lambda: bon.Trainer(model(), kl=-0.1), ValueError, "kl must be finite and >= 0, got -0.1"),
     (lambda: bon.Trainer(model(config=SCORE), REINFORCE), ValueError,
@@ -843,7 +851,15 @@ def test_truncation_that_truncates_nothing_is_fine():
     (lambda t, s: t.step(PROMPTS, s, REWARDS * np.nan), ValueError, "rewards must be finite"),
     (lambda t, s: t.step(PROMPTS, s, REWARDS, expert=REWARDS > 0), TypeError,
      "loss reinforce: it does not use expert"),
-    (lambda t, s: t.step(PROMPTS, s.tokens, REWARDS, temperature=0.0), ValueError, "temperature"),
+    (lambda t, s: t.step(PROMPTS, s.tokens, REWARDS, temperature=0.0), ValueError,
+     r"temperature of a policy that is trained must be in \[1e-30, 1e\+30\], got 0.0"),
+    (lambda t, s: t.step(PROMPTS, s.tokens, REWARDS, temperature=1e-40), ValueError,
+     r"must be in \[1e-30, 1e\+30\], got 1e-40"),
+    (lambda t, s: t.step([], [], np.empty((0, 4))), ValueError,
+     "need at least one prompt, got none"),
+    (lambda t, s: t.step([], [], []), ValueError, "need at least one prompt, got none"),
+    (lambda t, s: t.step(PROMPTS, s.tokens, REWARDS * 1e300), ValueError,
+     "weights must be finite: number 0 of the batch has 2"),
     (lambda t, s: t.step_scores(PROMPTS, s.tokens, REWARDS), ValueError,
      "a score head of one label, but LlamaForCausalLM is a LlamaForCausalLM with 0"),
     (lambda t, s: t.fit(7, 1), TypeError, "source must be a task, its name, or a callable"),
@@ -854,6 +870,7 @@ def test_truncation_that_truncates_nothing_is_fine():
     (lambda t, s: t.fit(lambda t: {}, 1, k=(1, 2)), TypeError,
      r"k=\(1, 2\) needs a loss with an option k, but Reinforce"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_steps_say_what_does_not_fit(call, kind, sentence):
     trainer = bon.Trainer(model(), REINFORCE)
     samples = draw(trainer.lm)

@@ -20,6 +20,7 @@ __all__ = ["Drawn", "of_completions", "of_samples", "sums"]
 Ids = NDArray[np.int32]
 UNFINISHED = ("aborted", "pruned")  # what ended them was not the policy
 # Truncation, and the values that mean none.
+LOWEST = 1e-30  # temperature: logits over it are still float32
 TRUNCATION = {"top_k": (None,), "top_p": (None, 1.0), "min_p": (None, 0.0)}
 
 
@@ -100,6 +101,7 @@ def of_samples(lm: LM, prompts: Sequence[Prompt], samples: Samples) -> Drawn:
     found = np.unique(samples.temperature[mask])
     if len(found) != 1 or not found[0] > 0:
         raise ValueError(f"need samples of one temperature > 0, got {found.tolist()}")
+    _check_temperature(float(found[0]))
     return Drawn([lm.encode(prompt) for prompt in prompts], samples.tokens, mask, float(found[0]),
                  np.where(mask, samples.sum_sampled_logp, 0.0))
 
@@ -111,8 +113,10 @@ def of_completions(lm: LM, prompts: Sequence[Prompt], completions: Sequence[Sequ
     Raises
     ------
     ValueError
-        There is not one list of completions per prompt, or one is longer than n.
+        There is not one list of completions per prompt, one is longer than n, or the temperature
+        is out of its range.
     """
+    _check_temperature(temperature)
     rows = [list(texts) for _, texts in lm._pairs(prompts, completions)]
     if (most := max(map(len, rows), default=0)) > n:
         raise ValueError(f"rewards must have a column for each completion, got {n} columns for "
@@ -122,6 +126,12 @@ def of_completions(lm: LM, prompts: Sequence[Prompt], completions: Sequence[Sequ
     texts = [[lm._completion(() if text is None else text) for text in row] for row in rows]
     return Drawn([lm.encode(prompt) for prompt in prompts], texts, mask.reshape(len(rows), n),
                  temperature, None)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not LOWEST <= temperature <= 1 / LOWEST:
+        raise ValueError(f"the temperature of a policy that is trained must be in [{LOWEST:g}, "
+                         f"{1 / LOWEST:g}], got {temperature}")
 
 
 def sums(per_token: Sequence[Sequence[NDArray[np.float32]]], some: NDArray[np.bool_], *,

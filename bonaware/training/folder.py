@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["CONFIG", "METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain"]
+__all__ = [
+    "CONFIG", "METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain",
+]
 
 METRICS, CONFIG = "metrics.jsonl", "config.toml"
 CHECKPOINT = re.compile(r"step-(\d{6,})")
