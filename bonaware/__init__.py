@@ -28,6 +28,7 @@ _PUBLIC = {
     "plot": ("plot", None),
     "policies": ("policies", None),
     "select": ("select", None),
+    "selfeval": ("selfeval", None),
     "show_config": ("config", "show_config"),
     "tasks": ("tasks", None),
     "training": ("training", None),

@@ -1,4 +1,4 @@
-"""The command line: bonaware evaluate | generate | train | config.
+"""The command line: bonaware evaluate | generate | train | selfeval | config.
 
 Same words as in Python. Results go to standard output; settings, bar and errors to standard
 error. Exit code 0: done; 1: it failed, and one sentence says why; 2: wrong command line.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import bonaware
-from bonaware.data import available as embedded_models
+from bonaware.data import policies as embedded_policies
 
 __all__ = ["main"]
 
@@ -192,7 +192,7 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         args.verifier = EMBEDDED_POLICY["verifier"]
     if not args.samples and not (args.model and args.task):
         given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
-        known = embedded_models() if args.task else bonaware.tasks.available()
+        known = embedded_policies() if args.task else bonaware.tasks.available()
         raise UsageError(
             f"--{given} {getattr(args, given)} needs --{missing} too: {', '.join(known)}"
             f"{', or a folder' if args.task else ''}; with neither, the embedded model is measured"
@@ -230,7 +230,7 @@ def _drawn(args: argparse.Namespace) -> Any:
     task.load(split=args.split, limit=1)  # missing data are said before a large model is read
     policy = args.policy and bonaware.policies.get(args.policy[0], **args.policy[1])
     verifiers = {
-        label: bonaware.verifiers.get(name, **options) if options else name
+        label: _made_verifier(name, options, args) if options else name
         for label, (name, options) in (args.verifier or {"likelihood": ("likelihood", {})}).items()
     }
     lm = _load(args)
@@ -251,6 +251,14 @@ def _drawn(args: argparse.Namespace) -> Any:
         lm, task, args.n, policy=policy, k=args.k, verifiers=verifiers, limit=args.limit,
         split=args.split, rng=args.seed, store=store, progress=True, **sampling,
     )  # fmt: skip
+
+
+def _made_verifier(name: str, options: dict[str, Any], args: argparse.Namespace) -> Any:
+    """A verifier with its options; threads and memory of the run are those of its model too."""
+    from bonaware.verifiers._loading import with_engine
+
+    engine = {"threads": args.threads, "memory": args.memory}
+    return bonaware.verifiers.get(name, **with_engine(name, options, **engine))
 
 
 def _n_of(args: argparse.Namespace, policy: Any) -> int:
@@ -547,14 +555,17 @@ class _Verifier(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from bonaware import _cli_selfeval  # which takes its options from here
+
     parser = argparse.ArgumentParser(
         prog="bonaware", description="Best-of-N on CPU: draw, select, measure."
     )
     parser.add_argument("--version", action="version", version=f"bonaware {bonaware.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-        made = commands.add_parser(
+    def command(name: str, run: Any, summary: str, epilog: str = "",
+                among: Any = commands) -> argparse.ArgumentParser:
+        made = among.add_parser(
             name, help=summary, description=summary, epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
@@ -568,6 +579,7 @@ def _parser() -> argparse.ArgumentParser:
     _generate_arguments(command("generate", _generate, "draw samples of prompts", GENERATE))
     summary = "train on the samples of a task, on texts, or a score head on labelled ones"
     _train_arguments(command("train", _train, summary, TRAIN))
+    _cli_selfeval.add(commands, command)
     command("config", _config, "versions, instruction set, threads and kernels in use")
     return parser
 
@@ -580,7 +592,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder, or the name of an "
-                      f"embedded model: {', '.join(embedded_models())}")  # fmt: skip
+                      f"embedded model: {', '.join(embedded_policies())}")  # fmt: skip
     what.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
     what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
                       default=[], help="an option of the task; may be repeated")  # fmt: skip
@@ -641,9 +653,13 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int, length: str) -> No
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="STRING",
                        help="end a sample here; may be repeated")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.set_defaults(drawing=[*group._group_actions, *_engine_arguments(parser)])
+
+
+def _engine_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     engine.add_argument("--threads", type=int, help="default: all this process may use")
     engine.add_argument("--memory", type=_bytes, metavar="SIZE",
                         help="of cache and scratch, such as 8G")  # fmt: skip
-    parser.set_defaults(drawing=[*group._group_actions, *engine._group_actions])
+    return engine._group_actions

@@ -4,14 +4,19 @@ Nothing here calls `show` or changes matplotlib's global style.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from bonaware.curves import Curves
 
-__all__ = ["coscaling", "curves", "policies", "samples_per_prompt"]
+if TYPE_CHECKING:
+    from bonaware.selfeval import Calibration
+
+__all__ = [
+    "auroc_by_fraction", "coscaling", "curves", "policies", "reliability", "samples_per_prompt",
+]
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -181,6 +186,75 @@ def policies(rows: Sequence[tuple[str, float, float, float, float]], ax: Any = N
     return ax
 
 
+def reliability(calibration: "Calibration", ax: Any = None) -> Any:
+    """Draw mean label over mean score of each bin, beside the line on which both are equal.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        As `bonaware.selfeval.calibration` gives; its parts, where it has any, each as a line.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Notes
+    -----
+    The larger a point, the more samples are in its bin. **Source:** Guo et al. 2017,
+    arXiv:1706.04599, figure 1.
+    """
+    ax = _axes(ax)
+    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for place, part in enumerate(calibration.parts or (calibration,)):
+        colour, marker = _style(place)
+        some = part.counts > 0
+        ax.plot(part.scores[some], part.labels[some], color=colour, linewidth=1)
+        ax.scatter(part.scores[some], part.labels[some], color=colour, marker=marker,
+                   s=10 + 90 * part.counts[some] / part.counts.max(),
+                   label=f"{part.name}: ECE {part.ece:.3f}, {part.count} samples")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="score, mean of the bin",
+           ylabel="as good as another sample (share)")
+    _plain(ax)
+    ax.legend(frameon=False, title="generated")
+    return ax
+
+
+def auroc_by_fraction(calibration: "Calibration", ax: Any = None) -> Any:
+    """Draw how well scores tell samples apart over how much of them was generated.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        As `bonaware.selfeval.calibration` gives with `fractions`.
+    ax : matplotlib Axes, optional
+        Default: new Axes in a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ValueError
+        The calibration has no parts.
+    """
+    if not calibration.parts:
+        raise ValueError("need a calibration by fractions, got one of all samples: give "
+                         "calibration(..., fractions=...)")
+    ax = _axes(ax)
+    known = [part for part in calibration.parts if part.auroc is not None]
+    colour, marker = _style(0)
+    middles = [(part.after + part.upto) / 2 for part in known]
+    ax.plot(middles, [part.auroc for part in known], color=colour, marker=marker, markersize=5)
+    ax.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
+    ax.set_xticks(middles, [part.name for part in known])
+    ax.set(xlim=(-0.02, 1.05), xlabel="generated", ylabel="AUROC")
+    _plain(ax)
+    return ax
+
+
 def _plt() -> Any:
     try:
         import matplotlib.pyplot
@@ -210,6 +284,11 @@ def _x_axis(ax: Any, label: str, logarithmic: bool) -> None:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
     ax.set_xlabel(label)
+    _plain(ax)
+
+
+def _plain(ax: Any) -> None:
+    """Light lines behind the figures, and no box around them."""
     ax.grid(True, color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

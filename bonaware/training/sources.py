@@ -84,14 +84,18 @@ class Rollouts:
             for problem in self.problems:
                 _demonstration(problem, expert)
 
-    def __call__(self, trainer: Any) -> dict[str, Any]:
+    def draw(self, trainer: Any) -> tuple[list[Problem], Samples]:
+        """The problems of a trainer's next step, and samples of them."""
         if trainer.lm.tokenizer is None:
             raise ValueError(f"a task rewards texts, but {trainer.lm.name} has no tokenizer.json")
-        began = time.perf_counter()
         chosen = shuffled(len(self.problems), self.prompts, self.seed, trainer.steps)
         problems = [self.problems[i] for i in chosen]
         prompts = [self.task.prompt(problem) for problem in problems]
-        samples = self._draw(trainer.lm, prompts, trainer.steps)
+        return problems, self._draw(trainer.lm, prompts, trainer.steps)
+
+    def __call__(self, trainer: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        problems, samples = self.draw(trainer)
         drawn = time.perf_counter()
         expert = None
         if self.expert is not None:
@@ -101,7 +105,7 @@ class Rollouts:
         rewards = self.task.rewards(problems, samples.text)
         scores = self.verifier and self.verifier.score(problems, samples)
         judged = time.perf_counter()
-        metrics = trainer.step(prompts, samples, rewards, scores, expert=expert)
+        metrics = trainer.step(samples.prompts, samples, rewards, scores, expert=expert)
         tokens = int(samples.lengths[:, : self.n].sum())
         return metrics | self._chances(rewards, scores) | {
             "new_tokens": tokens,
