@@ -348,8 +348,8 @@ def test_prune_lets_a_fraction_of_those_that_wait_go_on():
 
 def test_prune_drops_a_beginning_that_could_not_be_scored_first():
     seen = Seen(0, ["held"] * 3, prefix_scores=np.array([[np.nan], [-np.inf], [0.0]]), at=0)
-    policy = get("prune", checkpoints=8, fractions=0.3, n=3)
-    assert policy.decide(seen) == Decision(drop=[0, 1])
+    assert get("prune", checkpoints=8, fractions=0.6, n=3).decide(seen) == Decision(drop=[0])
+    assert get("prune", checkpoints=8, fractions=0.3, n=3).decide(seen) == Decision(drop=[0, 1])
 
 
 @settings(deadline=None, max_examples=12)
@@ -371,6 +371,19 @@ def test_prune_random_treats_samples_alike_and_differs_by_prompt_and_seed():
     others = [get("prune_random", **options, rng=1).decide(one).drop for one in seen]
     shared = sum(a == b for a, b in zip(dropped, others, strict=True))
     assert shared < 3 * 800 / comb(8, 2)
+
+
+def test_prune_random_ranks_a_sample_the_same_whoever_else_waits():
+    policy = get("prune_random", checkpoints=(4, 8), fractions=(0.01, 0.01), n=4)
+
+    def winner(held, at):
+        reasons = ["held" if i in held else "eos" for i in range(4)]
+        return set(held).difference(policy.decide(Seen(5, reasons, at=at)).drop)
+
+    some = [set(c) for size in range(1, 5) for c in itertools.combinations(range(4), size)]
+    for many, few in itertools.product(some, repeat=2):
+        if winner(many, 0) <= few <= many:
+            assert winner(few, 1) == winner(many, 0)
 
 
 def test_adaptive_consistency_stops_at_four_unanimous_samples_and_never_before():

@@ -51,10 +51,10 @@ def kept(fraction: float, held: int) -> int:
 
     Examples
     --------
-    >>> kept(0.25, 16), kept(0.25, 5), kept(0.01, 3)
-    (4, 2, 1)
+    >>> kept(0.25, 16), kept(0.25, 5), kept(0.01, 3), kept(0.07, 100)
+    (4, 2, 1, 7)
     """
-    return max(1, ceil(round(fraction * held, 9)))  # 0.07 * 100 is a little more than 7
+    return max(1, ceil(round(fraction * held, 9)))  # 0.07 * 100 > 7
 
 
 def as_waves(waves: Waves) -> int | tuple[int, ...]:

@@ -16,16 +16,12 @@ class Pruning(Policy):
         raise NotImplementedError
 
     def ranks(self, seen: Seen) -> NDArray[np.float64]:
-        """Of each held sample: high ones go on, at equal ones the lower index.
-
-        A beginning that the verifier could not score (NaN) goes last.
-        """
-        scores = seen.prefix_scores[seen.held, seen.at]
-        return np.where(np.isnan(scores), -np.inf, scores)
+        """Of each held sample: high ones go on, at equal ones the lower index; NaN goes last."""
+        return seen.prefix_scores[seen.held, seen.at]
 
     def decide(self, seen: Seen) -> Decision:
         if seen.at is None:
             return Decision(draw=self.n - seen.drawn)
         held = seen.held
-        best_first = held[np.argsort(-self.ranks(seen), kind="stable")]
+        best_first = held[np.argsort(-self.ranks(seen), kind="stable")]  # NaN sorts last
         return Decision(drop=sorted(best_first[self.stay(seen.at, held.size):].tolist()))

@@ -22,8 +22,8 @@ class PruneRandom(Prune):
     checkpoints, fractions, n
         As in `Prune`.
     rng : int
-        Seed, >= 0. Which samples go on depends on it, the position of the prompt and the
-        checkpoint only.
+        Seed, >= 0. Each sample has a random rank at all checkpoints, which depends on it, the
+        position of the prompt and the index of the sample only.
 
     Raises
     ------
@@ -45,8 +45,7 @@ class PruneRandom(Prune):
         count("rng", self.rng, least=0)
 
     def ranks(self, seen: Seen) -> NDArray[np.float64]:
-        key = (self.rng, seen.prompt, seen.at or 0)
-        return np.random.default_rng(key).random(self.n)[seen.held]
+        return np.random.default_rng((self.rng, seen.prompt)).random(self.n)[seen.held]
 
 
 POLICY = PruneRandom
