@@ -45,14 +45,13 @@ def cache_file() -> Path:
     FileNotFoundError
         The user has no home.
     """
-    folder = os.environ.get("BONAWARE_CACHE")
-    if folder is None:
-        try:
-            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        except RuntimeError as error:
-            raise FileNotFoundError(f"{error} Set HOME or BONAWARE_CACHE.") from None
-        folder = Path(base) / "bonaware"
-    return Path(folder) / "routes.json"
+    if (folder := os.environ.get("BONAWARE_CACHE")) is not None:
+        return Path(folder) / "routes.json"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{error} Set HOME or BONAWARE_CACHE.") from None
+    return Path(base) / "bonaware" / "routes.json"
 
 
 def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:

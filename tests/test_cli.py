@@ -267,6 +267,25 @@ def test_without_arguments_the_embedded_model_is_measured(capsys, tmp_path, monk
     assert re.fullmatch(r"countdown-[0-9a-f]{8}\.sqlite", made["store"])
 
 
+def test_threads_and_memory_are_those_of_the_verifiers_model_too():
+    words = ["evaluate", "--threads", "1", "--memory", "64M", "--verifier"]
+    args = cli._parser().parse_args([*words, "reward_model:model=countdown-verifier"])
+    ((name, options),) = args.verifier.values()
+    lm = cli._made_verifier(name, options, args).model
+    assert (lm.threads, lm.memory) == (1, 64 << 20)
+    assert cli._made_verifier(name, options | {"memory": 1 << 25}, args).model.memory == 1 << 25
+    args = cli._parser().parse_args([*words, "likelihood:normalize=length"])
+    ((name, options),) = args.verifier.values()
+    assert cli._made_verifier(name, options, args).normalize == "length"
+
+
+def test_help_names_embedded_models_that_draw(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the name of an embedded model: countdown --task" in out
+
+
 def test_without_arguments_some_hundred_problems_are_taken():
     args = cli._parser().parse_args(["evaluate", "--n", "4"])
     cli._take_embedded(args)

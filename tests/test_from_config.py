@@ -327,6 +327,12 @@ def test_an_embedded_model_is_loaded_by_its_name(embedded, tmp_path, monkeypatch
         bon.LM.load("little", threads=1)
 
 
+def test_a_reward_model_is_no_policy(embedded, tiny, tmp_path):
+    shutil.copytree(tiny("counting", labels=1), tmp_path / "data" / "judge")
+    assert data.available() == ("judge", "little")
+    assert data.policies() == ("little",)
+
+
 def test_what_is_neither_folder_nor_embedded_model_is_named(embedded, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"embedded one \(little\).* model litle"):
         bon.LM.load("litle")

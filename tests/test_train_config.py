@@ -163,6 +163,16 @@ def test_evaluation_takes_the_verifier_along(folder):
     assert found.verifiers == (bon.verifiers.get("likelihood", **options),)
 
 
+def test_a_verifiers_model_runs_as_the_run_says(folder):
+    options = {"model": "countdown-verifier"}
+    made = real(folder, verifier="reward_model", verifier_options=options, threads=1,
+                memory=1 << 26)
+    judge = made.source().verifier.model
+    assert (judge.threads, judge.memory) == (1, 1 << 26)
+    own = dataclasses.replace(made, verifier_options=options | {"memory": 1 << 25})
+    assert own.source().verifier.model.memory == 1 << 25
+
+
 def test_the_trainer_has_model_reference_and_optimiser(folder):
     trainer = real(folder, kl=0.1, lr=0.5, betas=[0.5, 0.6], schedule="cosine",
                    dtype="bfloat16").trainer()

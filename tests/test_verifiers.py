@@ -121,6 +121,14 @@ def test_reward_model_scores_the_tokens_as_drawn(judge, drawn):
     assert repr(verifier) == "RewardModel('judge')"
 
 
+def test_reward_model_loads_as_it_is_told(judge):
+    found = verifiers.get("reward_model", model=judge, dtype="bfloat16", threads=1, memory=1 << 26)
+    assert (found.model.dtype, found.model.threads, found.model.memory) == ("bfloat16", 1, 1 << 26)
+    lm = bon.LM.load(judge, threads=1)
+    with pytest.raises(ValueError, match="threads and memory are for a model that is loaded here"):
+        verifiers.get("reward_model", model=lm, threads=2)
+
+
 def test_reward_model_does_not_depend_on_other_samples(judge, drawn):
     verifier = verifiers.get("reward_model", model=judge)
     want = verifier.score(AB, drawn)

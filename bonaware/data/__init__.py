@@ -3,9 +3,10 @@
 They were made by this project; the script and the seeds that made one lie beside it.
 """
 
+import json
 from pathlib import Path
 
-__all__ = ["available", "embedded"]
+__all__ = ["available", "embedded", "policies"]
 
 HERE = Path(__file__).parent
 
@@ -13,6 +14,15 @@ HERE = Path(__file__).parent
 def available() -> tuple[str, ...]:
     """Names that `embedded` knows, sorted."""
     return tuple(sorted(path.parent.name for path in HERE.glob("*/config.json")))
+
+
+def policies() -> tuple[str, ...]:
+    """Those of them that samples can be drawn from: without score head, sorted."""
+    return tuple(name for name in available() if not _architecture(name).endswith("Classification"))
+
+
+def _architecture(name: str) -> str:
+    return json.loads((HERE / name / "config.json").read_text(encoding="utf-8"))["architectures"][0]
 
 
 def embedded(name: str) -> Path:

@@ -23,6 +23,7 @@ from bonaware.train import TARGETS, AdamW, LoRA, Trainer
 from bonaware.training.evaluation import Evaluation
 from bonaware.training.folder import CONFIG, Record, holds_run
 from bonaware.training.sources import Labels, Rollouts, Texts, judge
+from bonaware.verifiers._loading import with_engine
 
 __all__ = ["CONFIG", "TrainConfig", "kind_of", "train"]
 
@@ -233,7 +234,11 @@ class TrainConfig:
         return tasks.get(self.task, **self.task_options)
 
     def _verifier(self, task: tasks.Task) -> Any:
-        return self.verifier and judge(self.verifier, task, self.verifier_options)
+        if self.verifier is None:
+            return None
+        options = with_engine(self.verifier, self.verifier_options, threads=self.threads,
+                              memory=self.memory)
+        return judge(self.verifier, task, options)
 
 
 def train(config: TrainConfig, *, resume: bool = False,

@@ -24,11 +24,14 @@ class RewardModel:
     ----------
     model : LM, str or path
         The model, or what `LM.load` takes.
+    dtype, threads, memory
+        As of `LM.load`, for a model that is loaded here.
 
     Raises
     ------
     ValueError
-        The model has no score head, or one of several labels.
+        The model has no score head, or one of several labels; or it is an LM, which has its own
+        dtype, threads and memory, and another one is given.
     OSError
         model is a path, and no such model can be read.
 
@@ -51,10 +54,17 @@ class RewardModel:
     """
 
     model: Any
+    dtype: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
+        engine = {"dtype": self.dtype, "threads": self.threads, "memory": self.memory}
         if isinstance(self.model, str | os.PathLike):
-            object.__setattr__(self, "model", LM.load(self.model))
+            object.__setattr__(self, "model", LM.load(self.model, **engine))
+        elif engine != {"dtype": "auto", "threads": None, "memory": None}:
+            raise ValueError("dtype, threads and memory are for a model that is loaded here, but "
+                             f"{self.model.name} is an LM")
         if self.model.labels != 1:
             found = f"{self.model.labels} labels" if self.model.labels else "none"
             raise ValueError(f"verifier reward_model needs a model with a score head of 1 label, "
