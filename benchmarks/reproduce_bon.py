@@ -150,14 +150,14 @@ def run(job: Job, settings: Settings, out: Path, tell: Tell) -> None:
 
     `tell` is given the samples drawn since it was last called, and what is being done.
     """
-    began = time.process_time()
+    spent = _Spent(out / "work" / job.name / "cpu_seconds")
     lm = bon.LM.load(settings.policy, dtype="float32", threads=1)
     judges = {"verifier": _reward_model(settings.verifier)}
     if settings.other:
         judges["other"] = _reward_model(settings.other)
     judges["likelihood"] = bon.verifiers.get("likelihood")
-    training = train(lm, job, settings, judges["verifier"], out / "work" / job.name, tell)
-    trained = time.process_time()
+    training = train(lm, job, settings, judges["verifier"], out / "work" / job.name, tell, spent)
+    training_cpu, trained = spent.now(), time.process_time()
     measured: dict[str, dict[str, Any]] = {}
     for name, temperature in job.points(settings):
         problems, task = _problems(name, settings)
@@ -166,7 +166,7 @@ def run(job: Job, settings: Settings, out: Path, tell: Tell) -> None:
                         np.random.SeedSequence([job.seed, *place]))  # fmt: skip
         measured.setdefault(name, {})[str(temperature)] = found
         tell(len(problems) * settings.draws, f"{job.name} {name} T={temperature:g}")
-    cpu = {"training": trained - began, "measuring": time.process_time() - trained}
+    cpu = {"training": training_cpu, "measuring": time.process_time() - trained}
     _write(job.file(out), asdict(job) | {
         "measured": measured, "training": training, "made": made(),
         "cpu_seconds": {name: round(value, 1) for name, value in cpu.items()},
@@ -174,7 +174,7 @@ def run(job: Job, settings: Settings, out: Path, tell: Tell) -> None:
 
 
 def train(lm: Any, job: Job, settings: Settings, verifier: Any, folder: Path,
-          tell: Tell) -> dict[str, list[float]]:
+          tell: Tell, spent: "_Spent") -> dict[str, list[float]]:
     """Make the steps that are missing; how reward and entropy went, in tenths of the run."""
     arm = ARMS[job.arm]
     if arm.loss is None:
@@ -192,10 +192,12 @@ def train(lm: Any, job: Job, settings: Settings, verifier: Any, folder: Path,
         trainer.resume(folder)
     per_step = settings.prompts * max(samples, 1)
     tell(trainer.steps * per_step, f"{job.name} goes on")
-    trainer.fit(
-        source, settings.steps, out=folder, save_every=SAVE_EVERY, keep=1,
-        progress=lambda record: tell(per_step, f"{job.name} step {record['step']}"),
-    )  # fmt: skip
+
+    def stepped(record: dict[str, Any]) -> None:
+        spent.keep()
+        tell(per_step, f"{job.name} step {record['step']}")
+
+    trainer.fit(source, settings.steps, out=folder, save_every=SAVE_EVERY, keep=1, progress=stepped)
     if trainer.steps < settings.steps:
         raise KeyboardInterrupt
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -204,6 +206,22 @@ def train(lm: Any, job: Job, settings: Settings, verifier: Any, folder: Path,
     # The record of a step that Ctrl-C came right behind lacks what its source would have added.
     return {name: _tenths([record[name] for record in records if name in record])
             for name in shown}
+
+
+class _Spent:
+    """CPU seconds of a job's training, with those of processes that were ended before."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.began = file, time.process_time()
+        self.before = float(file.read_text()) if file.exists() else 0.0
+
+    def now(self) -> float:
+        return self.before + time.process_time() - self.began
+
+    def keep(self) -> None:
+        new = self.file.with_name("cpu_seconds.new")
+        new.write_text(f"{self.now():.3f}\n")
+        os.replace(new, self.file)  # whole, whenever the process is killed
 
 
 def measure(lm: Any, task: Any, problems: Sequence[Any], judges: dict[str, Any], n: int,

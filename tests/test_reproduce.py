@@ -250,6 +250,16 @@ def test_rates_are_chosen_by_the_aim_of_the_arm(tmp_path):
     assert "| rl | pass@1 | 0.0001 |" in reproduce_tables.rates_table(found, N)
 
 
+def test_cpu_seconds_are_those_of_all_processes_of_a_job(tmp_path):
+    first = reproduce_bon._Spent(tmp_path / "cpu_seconds")
+    first.before = 100.0
+    first.keep()
+    second = reproduce_bon._Spent(tmp_path / "cpu_seconds")
+    assert 100 <= second.before <= first.now() < 101
+    assert second.now() >= second.before
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu_seconds"]
+
+
 # -- end to end ------------------------------------------------------------------
 
 MICRO = ["--policy", "policy", "--verifier", "verifier", "--prompts", "3", "--samples", "4",
@@ -313,21 +323,24 @@ def test_reproduction_runs_from_learning_rates_to_tables(models):
 def test_interrupted_run_goes_on_to_the_same_numbers(models):
     words = ["--steps", "40", "--arms", "rl"]
     process = start(models, *words)
-    log = models / "out" / "work" / "rl-0" / "metrics.jsonl"
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
+    file = models / "out" / "work" / "rl-0" / "cpu_seconds"
+    while process.poll() is None and not file.exists():  # after the first step
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said = finish(process, code=130)
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not (models / "out" / "runs" / "rl-0.json").exists()
+    spent = float(file.read_text())
     assert "run the arm base too" in finish(start(models, *words))
+    assert float(file.read_text()) > spent > 0
     (models / "out").rename(models / "interrupted")
     finish(start(models, *words))
     interrupted, whole = (json.loads((models / folder / "runs" / "rl-0.json").read_text())
                           for folder in ("interrupted", "out"))
     assert interrupted["measured"] == whole["measured"]
     assert interrupted["training"] == whole["training"]
+    assert interrupted["cpu_seconds"]["training"] >= round(spent, 1)
 
 
 @pytest.mark.slow
