@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from bonaware._arguments import Floats
-from bonaware.losses._base import Batch, Loss, need_nonnegative
+from bonaware.losses._base import Batch
+from bonaware.losses._clipped import Clipped
 from bonaware.losses._group import centred
-from bonaware.losses.grpo import clipped
 
 __all__ = ["LOSS", "DrGrpo"]
 
 
 @dataclass(frozen=True)
-class DrGrpo(Loss):
+class DrGrpo(Clipped):
     """Raises the mean reward of a single sample, with a clipped ratio.
 
     Parameters
@@ -47,20 +47,8 @@ class DrGrpo(Loss):
     clip_high: float | None = None
     kl: float = 0.0
 
-    takes = ("logp", "old_logp")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        need_nonnegative(self.clip, "clip")
-        if self.clip_high is not None:
-            need_nonnegative(self.clip_high, "clip_high")
-
-    @property
-    def fewest(self) -> int:
-        return 2
-
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
-        gain, slope = clipped(self, batch, centred(batch.rewards), 1.0)
+        gain, slope = self.clipped(batch, centred(batch.rewards), 1.0)
         return -gain.mean(1), -slope / batch.rewards.shape[1]
 
 

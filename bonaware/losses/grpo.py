@@ -1,19 +1,19 @@
 """grpo: group-relative advantages, a clipped ratio, every sample divided by its length."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bonaware._arguments import Floats
-from bonaware.losses._base import Batch, Loss, need_nonnegative
+from bonaware.losses._base import Batch
+from bonaware.losses._clipped import Clipped
 from bonaware.losses._group import centred
 
-__all__ = ["LOSS", "Grpo", "clipped"]
+__all__ = ["LOSS", "Grpo"]
 
 
 @dataclass(frozen=True)
-class Grpo(Loss):
+class Grpo(Clipped):
     """Raises rewards in units of their spread within the prompt.
 
     Parameters
@@ -59,17 +59,6 @@ class Grpo(Loss):
     kl: float = 0.0
 
     needs = ("lengths",)
-    takes = ("logp", "old_logp")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        need_nonnegative(self.clip, "clip")
-        if self.clip_high is not None:
-            need_nonnegative(self.clip_high, "clip_high")
-
-    @property
-    def fewest(self) -> int:
-        return 2
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         n = batch.rewards.shape[1]
@@ -77,27 +66,8 @@ class Grpo(Loss):
         if self.std:
             spread = np.sqrt((advantages**2).sum(1, keepdims=True) / (n - 1))
             advantages = advantages / np.where(spread > 0, spread, 1.0)
-        gain, slope = clipped(self, batch, advantages, batch.lengths)
+        gain, slope = self.clipped(batch, advantages, batch.lengths)
         return -gain.mean(1), -slope / n
-
-
-def clipped(
-    loss: Any, batch: Batch, advantages: Floats, lengths: Floats | float
-) -> tuple[Floats, Floats]:
-    """min(s A, clip(s) A) of each sample and its derivative by logp, both [P, n].
-
-    s = exp((logp - old_logp) / lengths), 1 without old_logp; the loss has clip, clip_high.
-    """
-    if batch.old_logp is None:
-        return advantages, advantages / lengths
-    if batch.logp is None:
-        raise TypeError(f"loss {loss.name}: logp is missing; old_logp needs it")
-    ratio = np.exp((batch.logp - batch.old_logp) / lengths)
-    high = loss.clip if loss.clip_high is None else loss.clip_high
-    within = np.clip(ratio, 1.0 - loss.clip, 1.0 + high)
-    gain = np.minimum(ratio * advantages, within * advantages)
-    free = ratio * advantages <= within * advantages
-    return gain, np.where(free, ratio * advantages, 0.0) / lengths
 
 
 LOSS = Grpo
