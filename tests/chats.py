@@ -8,7 +8,7 @@ import tiny
 
 import bonaware as bon
 
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"]
 WORDS = ["No", "Yes", " No", " Yes"]
 PIECES = [*SPECIAL, *string.printable[:-2], "Ye", *WORDS]
 MERGES = [("N", "o"), (" ", "No"), ("Y", "e"), ("Ye", "s"), (" ", "Yes")]
@@ -50,7 +50,7 @@ def chat_model(folder, template=CHATML, ends=(END, 1), **options):
     backend.add_special_tokens(SPECIAL)
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"eos_token": "</s>"} | ({"chat_template": template} if template else {})))
+        {"bos_token": "<s>", "eos_token": "</s>"} | ({"chat_template": template} if template else {})))
     config = tiny.MODELS["llama2"] | {
         "vocab_size": len(PIECES), "eos_token_id": list(ends), "initializer_range": 0.3}
     return bon.LM.from_config(config, **{"tokenizer": folder, "threads": 1, "rng": 0, **options})

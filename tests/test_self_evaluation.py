@@ -238,6 +238,24 @@ def test_a_published_template_takes_the_question(data):
         assert token == lm.tokenizer.encode(word)[0]
 
 
+@pytest.mark.parametrize(("name", "end"), [
+    ("Qwen-Qwen2.5-7B-Instruct", "<|im_end|>"), ("Qwen-Qwen3-0.6B", "<|im_end|>"),
+    ("HuggingFaceTB-SmolLM3-3B", "<|im_end|>"), ("google-gemma-2-2b-it", "<end_of_turn>"),
+    ("meta-llama-Llama-3.1-8B-Instruct", "<|eot_id|>"),
+    ("meta-llama-Llama-3.3-70B-Instruct", "<|eot_id|>"),
+    ("mistralai-Mistral-Nemo-Instruct-2407", "</s>"),
+    ("Mistral-Small-3.2-24B-Instruct-2506", "</s>"),
+])  # fmt: skip
+def test_templates_of_published_models_take_the_question(data, tmp_path, name, end):
+    template = (data / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    ends = [PIECES.index("<s>"), PIECES.index(end)]  # as some models list theirs: not the first
+    question = Question.of(chat_model(tmp_path / "chat", template, ends))
+    assert question.ends == tuple(reversed(ends))
+    assert (PIECES[question.target], PIECES[question.other]) == ("No", "Yes")
+    assert WORDS in pieces(question.ids)
+    assert end in pieces(question.ids) or "[/INST]" in pieces(question.ids)
+
+
 def test_settings_travel_with_the_model(tmp_path):
     lm = trained(ends=[11])
     lm.save(tmp_path / "one")
