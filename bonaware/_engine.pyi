@@ -76,6 +76,8 @@ class Session:
         cache_blocks: int,
         end_tokens: NDArray[np.int32],
         watch: NDArray[np.uint8] | None,
+        hold_ends: bool = False,
+        ask_blocks: int = 0,
     ) -> Session: ...
     def add_prompt(self, tokens: NDArray[np.int32], /) -> int: ...
     def add_samples(
@@ -89,10 +91,12 @@ class Session:
         max_new_tokens: int,
         seed: int,
         repeat: int,
+        hold_at: int = 0,
         /,
     ) -> list[int]: ...
     def run(self, steps: int, /) -> list[tuple[int, str]]: ...
     def end(self, sample: int, reason: str, /) -> None: ...
+    def go_on(self, samples: NDArray[np.uintp], hold_at: int, /) -> None: ...
     def view(
         self, sample: int, /
     ) -> tuple[

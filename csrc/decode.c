@@ -1,14 +1,19 @@
-/* decode.c - the scheduler: who waits, who lives, who has ended.
+/* decode.c - the scheduler: who waits, who lives, who rests, who has ended.
  *
  * One step is: let waiting samples enter (prefilling their prompt if they are
  * its first), run the newest token of every live sample through the model, draw
- * the next ones, retire those that ended. Live samples are kept sorted by
- * prompt, so that attention serves all samples of a prompt together.
+ * the next ones, retire those that ended. Whoever has a slot is a resident: live
+ * or held, or ended and kept. Residents are kept sorted by prompt, so that
+ * attention serves all samples of a prompt together.
  *
  * A small model is not worth waking threads for each of its products: there the
- * live samples are dealt out to the threads, and each decodes its share alone,
- * in a workspace of its own. Rows do not depend on their batch, so the bits are
- * the same either way.
+ * live samples, or those that are asked, are dealt out to the threads, and each
+ * computes its share alone, in a workspace of its own. Rows do not depend on their
+ * batch, so the bits are the same either way.
+ *
+ * A question is a batch of forks. It writes to blocks of its own, and the newest
+ * token of a sample goes through the model again when the sample does: neither
+ * what is asked nor how its products are computed reaches what is drawn.
  *
  * All memory that a sample needs is taken when it enters; a step allocates
  * nothing and cannot fail for want of memory.
@@ -29,9 +34,9 @@ typedef struct {
     int32_t *tokens;
     size_t length;
     uint64_t hash;
-    bon_seq seq;            /* filled while any sample of it lives */
+    bon_seq seq;            /* filled while any sample of it is resident */
     float *logits;          /* [vocab] behind the last token, or NULL: not prefilled */
-    size_t waiting, live;   /* samples */
+    size_t waiting, residents; /* samples */
 } prompt_record;
 
 typedef struct {
@@ -39,6 +44,7 @@ typedef struct {
     size_t prompt;
     bon_sample_state state;
     bool has_event;
+    bool resident; /* has a slot, and its tokens are in the cache */
     size_t limit;  /* tokens it may draw: settings and context */
     size_t length; /* tokens drawn; all but the last are in the cache */
     bon_seq seq;   /* own tokens, behind the prompt */
@@ -52,7 +58,7 @@ struct bon_session {
     size_t shards;        /* 1, or the model's threads for a small model */
     int pass_threads;     /* inside one pass */
     bon_cache *cache;
-    size_t slots, cache_blocks;
+    size_t slots;
     int32_t *end_tokens;
     size_t n_end;
     uint8_t *watch; /* [vocab] or NULL */
@@ -63,8 +69,11 @@ struct bon_session {
     size_t n_samples, samples_capacity;
     size_t next_waiting;  /* samples enter in the order of their numbers */
     size_t n_waiting;
-    size_t *live;         /* [slots] sample numbers, sorted by prompt */
-    size_t n_live;
+    size_t *residents;    /* [slots] sample numbers, sorted by prompt */
+    size_t n_residents;
+    size_t n_live, n_held; /* of them */
+    bool hold_ends;
+    size_t ask_blocks;
     size_t *events;       /* [samples_capacity] sample numbers, oldest first */
     size_t n_events, first_event;
 
@@ -119,13 +128,15 @@ bon_status bon_session_create(const bon_model *model, const bon_session_limits *
 {
     *out = NULL;
     const bon_arch *a = bon_model_arch(model);
-    if (limits->slots < 1 || limits->slots > 1 << 20 || limits->cache_blocks < 1)
+    if (limits->slots < 1 || limits->slots > 1 << 20
+        || limits->ask_blocks >= limits->cache_blocks)
         return BON_ERR_DOMAIN;
     bon_session *s = calloc(1, sizeof *s);
     if (s == NULL) return BON_ERR_MEMORY;
     s->model = model;
     s->slots = limits->slots;
-    s->cache_blocks = limits->cache_blocks;
+    s->hold_ends = limits->hold_ends;
+    s->ask_blocks = limits->ask_blocks;
     s->chunk_rows = logit_rows(model, s->slots);
     s->scratch_bytes = draw_scratch_bytes(model);
 
@@ -139,7 +150,7 @@ bon_status bon_session_create(const bon_model *model, const bon_session_limits *
     for (size_t i = 0; i < s->shards; i++)
         if ((status = bon_work_create(model, s->pass_threads, &s->works[i])) != BON_OK) goto done;
     status = BON_ERR_MEMORY;
-    if (!(s->live = calloc(s->slots, sizeof *s->live))
+    if (!(s->residents = calloc(s->slots, sizeof *s->residents))
         || !(s->stepping = calloc(s->slots, sizeof *s->stepping))
         || !(s->runs = calloc(s->slots, sizeof *s->runs))
         || !(s->tokens = calloc(s->slots, sizeof *s->tokens))
@@ -182,7 +193,7 @@ void bon_session_destroy(bon_session *s)
     free(s->samples);
     free(s->prompts);
     free(s->events);
-    free(s->live);
+    free(s->residents);
     free(s->stepping);
     free(s->runs);
     free(s->tokens);
@@ -264,8 +275,6 @@ bon_status bon_session_add_sample(bon_session *s, size_t prompt,
     return BON_OK;
 }
 
-bool bon_session_pending(const bon_session *s) { return s->n_live + s->n_waiting > 0; }
-
 static void add_event(bon_session *s, size_t sample)
 {
     if (s->samples[sample].has_event) return;
@@ -296,22 +305,48 @@ static void release_prompt(bon_session *s, prompt_record *p)
     p->logits = NULL;
 }
 
-static void retire(bon_session *s, size_t sample, bon_sample_state state)
+/* A resident gives its slot and its cache back. */
+static void leave(bon_session *s, size_t sample)
+{
+    sample_record *r = &s->samples[sample];
+    size_t i = 0;
+    while (s->residents[i] != sample) i++;
+    memmove(&s->residents[i], &s->residents[i + 1],
+            (--s->n_residents - i) * sizeof *s->residents);
+    s->prompts[r->prompt].residents--;
+    bon_seq_free(s->cache, &r->seq);
+    r->resident = false;
+}
+
+static void release_unused_prompt(bon_session *s, prompt_record *p)
+{
+    if (p->residents + p->waiting == 0) release_prompt(s, p);
+}
+
+/* Whether an ended sample stays among the residents. */
+static bool stays(const bon_session *s, const sample_record *r, bon_sample_state reason)
+{
+    const bool by_itself =
+        reason == BON_END_TOKEN || reason == BON_STOP_STRING || reason == BON_LENGTH;
+    return s->hold_ends && by_itself && r->resident && r->length > 0;
+}
+
+static void retire(bon_session *s, size_t sample, bon_sample_state reason)
 {
     sample_record *r = &s->samples[sample];
     prompt_record *p = &s->prompts[r->prompt];
     if (r->state == BON_WAITING) {
         p->waiting--;
         s->n_waiting--;
+    } else if (r->state == BON_HELD) {
+        s->n_held--;
     } else {
-        size_t i = 0;
-        while (s->live[i] != sample) i++;
-        memmove(&s->live[i], &s->live[i + 1], (--s->n_live - i) * sizeof *s->live);
-        p->live--;
-        bon_seq_free(s->cache, &r->seq);
+        s->n_live--;
     }
-    r->state = state;
-    if (p->live + p->waiting == 0) release_prompt(s, p);
+    if (stays(s, r, reason)) r->seq.length = min_size(r->seq.length, r->length - 1);
+    else if (r->resident) leave(s, sample);
+    r->state = reason;
+    release_unused_prompt(s, p);
     add_event(s, sample);
 }
 
@@ -326,12 +361,34 @@ bon_status bon_session_end_sample(bon_session *s, size_t sample, bon_sample_stat
     return BON_OK;
 }
 
+static void hold(bon_session *s, size_t sample)
+{
+    s->samples[sample].state = BON_HELD;
+    s->n_live--;
+    s->n_held++;
+    add_event(s, sample);
+}
+
+bon_status bon_session_go_on(bon_session *s, size_t sample, size_t hold_at)
+{
+    if (sample >= s->n_samples || s->samples[sample].state != BON_HELD
+        || (hold_at > 0 && hold_at <= s->samples[sample].length))
+        return BON_ERR_DOMAIN;
+    s->samples[sample].settings.hold_at = hold_at;
+    s->samples[sample].state = BON_LIVE;
+    s->n_held--;
+    s->n_live++;
+    return BON_OK;
+}
+
 bon_status bon_session_view(const bon_session *s, size_t sample, bon_sample_view *view)
 {
     if (sample >= s->n_samples) return BON_ERR_DOMAIN;
     const sample_record *r = &s->samples[sample];
-    *view = (bon_sample_view){r->state, r->length, r->tokens,
-                              r->logp, r->sampled_logp, r->certainty};
+    *view = (bon_sample_view){
+        .state = r->state, .in_cache = r->resident, .length = r->length,
+        .prompt_length = s->prompts[r->prompt].length, .tokens = r->tokens, .logp = r->logp,
+        .sampled_logp = r->sampled_logp, .certainty = r->certainty};
     return BON_OK;
 }
 
@@ -339,6 +396,8 @@ void bon_session_forget(bon_session *s, size_t sample)
 {
     if (sample >= s->n_samples || !bon_sample_ended(s->samples[sample].state)) return;
     sample_record *r = &s->samples[sample];
+    if (r->resident) leave(s, sample);
+    release_unused_prompt(s, &s->prompts[r->prompt]);
     free(r->tokens);
     r->tokens = NULL;
     r->logp = r->sampled_logp = r->certainty = NULL;
@@ -365,6 +424,7 @@ static void append(bon_session *s, size_t sample, const bon_draw *draw)
     s->stats.new_tokens++;
     if (is_end_token(s, draw->token)) retire(s, sample, BON_END_TOKEN);
     else if (r->length == r->limit) retire(s, sample, BON_LENGTH);
+    else if (r->length == r->settings.hold_at) hold(s, sample);
     else if (s->watch && s->watch[draw->token]) add_event(s, sample);
 }
 
@@ -413,7 +473,7 @@ static size_t share_of(const bon_session *s, size_t rows)
 static bon_status make_room(bon_session *s, sample_record *r)
 {
     const size_t context = s->prompts[r->prompt].length + r->limit;
-    const size_t rows = share_of(s, min_size(s->slots, s->n_live + s->n_waiting));
+    const size_t rows = share_of(s, min_size(s->slots, s->n_residents + s->n_waiting));
     for (size_t i = 0; i < s->shards; i++) {
         const bon_status status = bon_work_reserve(s->works[i], rows, rows, context);
         if (status != BON_OK) return status;
@@ -428,12 +488,21 @@ static bon_status make_room(bon_session *s, sample_record *r)
     return bon_seq_reserve(s->cache, &r->seq, r->limit);
 }
 
-static void insert_live(bon_session *s, size_t sample)
+static void insert_resident(bon_session *s, size_t sample)
 {
-    size_t i = s->n_live++;
-    for (; i > 0 && s->samples[s->live[i - 1]].prompt > s->samples[sample].prompt; i--)
-        s->live[i] = s->live[i - 1];
-    s->live[i] = sample;
+    size_t i = s->n_residents++;
+    for (; i > 0 && s->samples[s->residents[i - 1]].prompt > s->samples[sample].prompt; i--)
+        s->residents[i] = s->residents[i - 1];
+    s->residents[i] = sample;
+    s->samples[sample].resident = true;
+    s->prompts[s->samples[sample].prompt].residents++;
+}
+
+/* Blocks that must be free for a sample to enter, whose prompt is `read` already. */
+static size_t blocks_to_enter(const bon_session *s, const sample_record *r, bool read)
+{
+    return bon_blocks_for(r->limit) + s->ask_blocks
+           + (read ? 0 : bon_blocks_for(s->prompts[r->prompt].length));
 }
 
 static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
@@ -445,8 +514,8 @@ static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
         retire(s, sample, BON_LENGTH);
         return BON_OK;
     }
-    const size_t need = bon_blocks_for(r->limit) + (p->logits ? 0 : bon_blocks_for(p->length));
-    if (need > bon_cache_free_blocks(s->cache)) return BON_ERR_FULL;
+    if (blocks_to_enter(s, r, p->logits != NULL) > bon_cache_free_blocks(s->cache))
+        return BON_ERR_FULL;
     if (p->logits == NULL && (status = prefill(s, p, poll)) != BON_OK) return status;
 
     bon_draw draw;
@@ -458,19 +527,22 @@ static bon_status enter_one(bon_session *s, size_t sample, const bon_poll *poll)
     r->state = BON_LIVE;
     p->waiting--;
     s->n_waiting--;
-    p->live++;
-    insert_live(s, sample);
+    s->n_live++;
+    insert_resident(s, sample);
     append(s, sample, &draw);
     return BON_OK;
 }
 
-/* Where no sample lives: frees the cache of the prompts whose samples wait; they will
- * be read again. Returns whether there was any. */
-static bool release_all_prompts(bon_session *s)
+/* A prompt that is read, and all of whose samples wait. */
+static bool is_idle(const prompt_record *p) { return p->logits != NULL && p->residents == 0; }
+
+/* Where no sample lives: frees the cache of idle prompts; they will be read again.
+ * Returns whether there was any. */
+static bool release_idle_prompts(bon_session *s)
 {
     bool any = false;
     for (prompt_record *p = s->prompts; p < s->prompts + s->n_prompts; p++) {
-        if (p->logits == NULL) continue;
+        if (!is_idle(p)) continue;
         release_prompt(s, p);
         any = true;
     }
@@ -479,18 +551,39 @@ static bool release_all_prompts(bon_session *s)
 
 static bon_status enter(bon_session *s, const bon_poll *poll)
 {
-    while (s->n_live < s->slots && s->n_waiting > 0) {
+    while (s->n_residents < s->slots && s->n_waiting > 0) {
         const size_t sample = s->next_waiting;
         if (s->samples[sample].state == BON_WAITING) {
             if (bon_should_stop(poll)) return BON_ERR_INTERRUPTED;
             const bon_status status = enter_one(s, sample, poll);
             if (status == BON_ERR_FULL && s->n_live > 0) return BON_OK; /* later */
-            if (status == BON_ERR_FULL && release_all_prompts(s)) continue;
+            if (status == BON_ERR_FULL && release_idle_prompts(s)) continue;
+            if (status == BON_ERR_FULL && s->n_residents > 0) return BON_OK; /* see pending */
             if (status != BON_OK) return status;
         }
         s->next_waiting++;
     }
     return BON_OK;
+}
+
+/* Where no sample lives and some rest: whether the next that waits can enter, be it
+ * that idle prompts are released for it. */
+static bool next_can_enter(const bon_session *s)
+{
+    const sample_record *r = &s->samples[s->next_waiting];
+    while (r->state != BON_WAITING) r++;
+    size_t free_blocks = bon_cache_free_blocks(s->cache);
+    for (const prompt_record *p = s->prompts; p < s->prompts + s->n_prompts; p++)
+        if (is_idle(p)) free_blocks += p->seq.count;
+    const bool read = s->prompts[r->prompt].residents > 0;
+    return r->limit == 0 || blocks_to_enter(s, r, read) <= free_blocks;
+}
+
+bool bon_session_pending(const bon_session *s)
+{
+    if (s->n_live > 0 || s->n_waiting == 0) return s->n_live > 0;
+    if (s->n_residents == 0) return true; /* it enters, or running says why not */
+    return s->n_residents < s->slots && next_can_enter(s);
 }
 
 /* -- one step -------------------------------------------------------------- */
@@ -549,7 +642,8 @@ static bon_status step(bon_session *s, const bon_poll *poll)
 {
     const double start = seconds_now();
     const size_t rows = s->n_live, share = share_of(s, rows);
-    memcpy(s->stepping, s->live, rows * sizeof *s->live);
+    for (size_t i = 0, at = 0; i < s->n_residents; i++)
+        if (s->samples[s->residents[i]].state == BON_LIVE) s->stepping[at++] = s->residents[i];
     if (s->shards == 1 || share == rows) {
         step_rows(s, 0, 0, rows, poll);
     } else {
@@ -585,58 +679,160 @@ void bon_session_get_stats(const bon_session *s, bon_session_stats *stats)
 {
     *stats = s->stats;
     stats->live = s->n_live;
+    stats->held = s->n_held;
     stats->waiting = s->n_waiting;
     stats->free_blocks = bon_cache_free_blocks(s->cache);
 }
 
 /* -- questions ------------------------------------------------------------- */
 
-/* Asks samples[0..count-1] in one batch that fits into BON_CHUNK rows (or holds
- * one sample). forks [count] are empty and are empty again at the end. */
-static bon_status ask_batch(bon_session *s, const size_t *samples, size_t count,
-                            const int32_t *question, size_t len, bon_seq *forks,
-                            const bon_poll *poll, const int32_t *named, size_t n_named,
-                            float *logp_out, float *logits_out)
+/* A question under way; what it needs for `most` samples at a time. */
+typedef struct {
+    const int32_t *question; /* [len] */
+    size_t len;
+    const int32_t *named;
+    size_t n_named;
+    const bon_poll *poll;
+    size_t most;
+    bon_seq *forks;       /* [most], empty between batches */
+    bon_run *runs;        /* [most] */
+    int32_t *rows;        /* [most, len + 1] token ids */
+    float *hidden;        /* [most, hidden] behind the question */
+    bon_status *statuses; /* [shards] */
+} asking;
+
+static void free_asking(asking *q)
+{
+    free(q->forks);
+    free(q->runs);
+    free(q->rows);
+    free(q->hidden);
+    free(q->statuses);
+}
+
+static bon_status make_asking(const bon_session *s, size_t count, asking *q)
+{
+    q->most = min_size(count, max_size(s->shards, BON_CHUNK / (q->len + 1)));
+    q->forks = calloc(q->most, sizeof *q->forks);
+    q->runs = malloc(q->most * sizeof *q->runs);
+    q->rows = malloc(q->most * (q->len + 1) * sizeof *q->rows);
+    q->hidden = malloc(q->most * bon_model_arch(s->model)->hidden * sizeof *q->hidden);
+    q->statuses = malloc(s->shards * sizeof *q->statuses);
+    return q->forks && q->runs && q->rows && q->hidden && q->statuses ? BON_OK : BON_ERR_MEMORY;
+}
+
+/* Forks samples[0..*take-1], as many of them as there is room for: *take. */
+static bon_status open_forks(bon_session *s, asking *q, const size_t *samples, size_t *take)
+{
+    for (size_t i = 0; i < *take; i++) {
+        const sample_record *r = &s->samples[samples[i]];
+        bon_status status = bon_seq_fork(s->cache, &r->seq, &q->forks[i]);
+        if (status == BON_OK)
+            status = bon_seq_reserve(s->cache, &q->forks[i], r->length + q->len);
+        if (status == BON_ERR_FULL && i > 0) {
+            bon_seq_free(s->cache, &q->forks[i]);
+            *take = i;
+        } else if (status != BON_OK) {
+            return status;
+        }
+    }
+    return BON_OK;
+}
+
+/* Room in every workspace for its share of the batch. */
+static bon_status reserve_shares(const bon_session *s, const asking *q, const size_t *samples,
+                                 size_t count)
+{
+    const size_t share = share_of(s, count);
+    size_t context = 0;
+    for (size_t i = 0; i < count; i++) {
+        const sample_record *r = &s->samples[samples[i]];
+        context = max_size(context, s->prompts[r->prompt].length + r->length + q->len);
+    }
+    for (size_t i = 0; i < s->shards; i++) {
+        const bon_status status =
+            bon_work_reserve(s->works[i], share * (q->len + 1), share, context);
+        if (status != BON_OK) return status;
+    }
+    return BON_OK;
+}
+
+/* Logits and log-probabilities of `count` samples from their hidden states, some
+ * rows at a time in the shard's part of the session's logits, or straight into
+ * logits_out. */
+static bon_status read_answers(bon_session *s, const asking *q, size_t shard, size_t count,
+                               const float *hidden, float *logp_out, float *logits_out)
 {
     const bon_arch *a = bon_model_arch(s->model);
-    const size_t rows_each = len + 1; /* the newest token is not in the cache yet */
-    size_t context = 0;
-    bon_status status = BON_OK;
-    int32_t *tokens = malloc(count * rows_each * sizeof *tokens);
-    bon_run *runs = malloc(count * sizeof *runs);
-    if (!tokens || !runs) status = BON_ERR_MEMORY;
+    const size_t chunk = s->chunk_rows / s->shards;
+    for (size_t at = 0; at < count; at += chunk) {
+        const size_t rows = min_size(chunk, count - at);
+        float *logits = logits_out ? logits_out + at * a->vocab
+                                   : s->logits + shard * chunk * a->vocab;
+        bon_status status = bon_model_logits(s->model, BON_PREFILL, hidden + at * a->hidden, rows,
+                                             logits, s->pass_threads);
+        for (size_t i = 0; i < rows && status == BON_OK; i++)
+            status = bon_log_softmax_at(logits + i * a->vocab, a->vocab, 1.0f, q->named,
+                                        q->n_named, logp_out + (at + i) * q->n_named);
+        if (status != BON_OK) return status;
+    }
+    return BON_OK;
+}
 
-    for (size_t i = 0; i < count && status == BON_OK; i++) {
-        const sample_record *r = &s->samples[samples[i]];
-        const prompt_record *p = &s->prompts[r->prompt];
-        const size_t own = r->length + len;
-        if (p->length + own > a->max_positions) status = BON_ERR_DOMAIN;
-        else status = bon_seq_fork(s->cache, &r->seq, &forks[i]);
-        if (status == BON_OK) status = bon_seq_reserve(s->cache, &forks[i], own);
-        context = max_size(context, p->length + own);
-        tokens[i * rows_each] = r->tokens[r->length - 1];
-        memcpy(tokens + i * rows_each + 1, question, len * sizeof *question);
-        runs[i] = (bon_run){&p->seq, &forks[i], i * rows_each, rows_each};
+/* One shard of a batch: samples [first, first + count) through the model. */
+static bon_status ask_share(bon_session *s, const asking *q, const size_t *samples, size_t shard,
+                            size_t first, size_t count, float *logp_out, float *logits_out)
+{
+    const bon_arch *a = bon_model_arch(s->model);
+    const size_t rows = q->len + 1; /* of a sample: its newest token, and the question */
+    int32_t *tokens = q->rows + first * rows;
+    float *last = q->hidden + first * a->hidden;
+    for (size_t i = 0; i < count; i++) {
+        const sample_record *r = &s->samples[samples[first + i]];
+        tokens[i * rows] = r->tokens[r->length - 1];
+        memcpy(tokens + i * rows + 1, q->question, q->len * sizeof *tokens);
+        q->runs[first + i] = (bon_run){&s->prompts[r->prompt].seq, &q->forks[first + i],
+                                       i * rows, rows};
     }
     const float *hidden;
-    if (status == BON_OK)
-        status = bon_work_reserve(s->works[0], count * rows_each, count, context);
-    if (status == BON_OK)
-        status = bon_model_forward(s->model, s->works[0], s->cache, BON_PREFILL, tokens, runs,
-                                   count, poll, &hidden);
-    for (size_t i = 0; i < count && status == BON_OK; i++) {
-        float *logits = logits_out ? logits_out + i * a->vocab : s->logits;
-        status = bon_model_logits(s->model, BON_PREFILL,
-                                  hidden + ((i + 1) * rows_each - 1) * a->hidden, 1, logits,
-                                  s->pass_threads);
-        if (status == BON_OK)
-            status = bon_log_softmax_at(logits, a->vocab, 1.0f, named, n_named,
-                                        logp_out + i * n_named);
+    const bon_status status =
+        bon_model_forward(s->model, s->works[shard], s->cache, BON_PREFILL, tokens,
+                          q->runs + first, count, shard == 0 ? q->poll : NULL, &hidden);
+    if (status != BON_OK) return status;
+    for (size_t i = 0; i < count; i++)
+        memcpy(last + i * a->hidden, hidden + ((i + 1) * rows - 1) * a->hidden,
+               a->hidden * sizeof *last);
+    return read_answers(s, q, shard, count, last, logp_out + first * q->n_named,
+                        logits_out ? logits_out + first * a->vocab : NULL);
+}
+
+/* Asks samples[0..*take-1], or as many of them as there is room for: *take. */
+static bon_status ask_batch(bon_session *s, asking *q, const size_t *samples, size_t *take,
+                            float *logp_out, float *logits_out)
+{
+    bon_status status = open_forks(s, q, samples, take);
+    const size_t count = *take, share = share_of(s, count);
+    if (status == BON_OK) status = reserve_shares(s, q, samples, count);
+    if (status == BON_OK && share == count) {
+        status = ask_share(s, q, samples, 0, 0, count, logp_out, logits_out);
+    } else if (status == BON_OK) {
+        const size_t shards = (count + share - 1) / share;
+#pragma omp parallel for num_threads((int)shards) schedule(static, 1)
+        for (size_t i = 0; i < shards; i++)
+            q->statuses[i] = ask_share(s, q, samples, i, i * share,
+                                       min_size(share, count - i * share), logp_out, logits_out);
+        for (size_t i = 0; i < shards && status == BON_OK; i++) status = q->statuses[i];
     }
-    for (size_t i = 0; i < count; i++) bon_seq_free(s->cache, &forks[i]);
-    free(tokens);
-    free(runs);
+    for (size_t i = 0; i < q->most; i++) bon_seq_free(s->cache, &q->forks[i]);
     return status;
+}
+
+static bool can_be_asked(const bon_session *s, size_t sample, size_t len)
+{
+    if (sample >= s->n_samples || !s->samples[sample].resident) return false;
+    const sample_record *r = &s->samples[sample];
+    const size_t most = bon_model_arch(s->model)->max_positions;
+    return len <= most - s->prompts[r->prompt].length - r->length;
 }
 
 bon_status bon_session_ask(bon_session *s, const size_t *samples, size_t count,
@@ -650,21 +846,17 @@ bon_status bon_session_ask(bon_session *s, const size_t *samples, size_t count,
         || !tokens_are_known(s->model, named, n_named, &bad))
         return BON_ERR_DOMAIN;
     for (size_t i = 0; i < count; i++)
-        if (samples[i] >= s->n_samples || s->samples[samples[i]].state != BON_LIVE)
-            return BON_ERR_DOMAIN;
+        if (!can_be_asked(s, samples[i], len)) return BON_ERR_DOMAIN;
+    if (count == 0) return BON_OK;
 
-    const size_t most = max_size(1, BON_CHUNK / (len + 1));
-    bon_seq forks[BON_CHUNK] = {{0}};
-    for (size_t at = 0, take; at < count; at += take) {
-        bon_status status = BON_ERR_FULL;
-        /* Half as many at a time where the cache has no room for more. */
-        for (take = min_size(most, count - at); take > 0; take /= 2) {
-            status = ask_batch(s, samples + at, take, question, len, forks, poll, named, n_named,
-                               logp_out + at * n_named,
-                               logits_out ? logits_out + at * a->vocab : NULL);
-            if (status != BON_ERR_FULL) break;
-        }
-        if (status != BON_OK) return status;
+    asking q = {.question = question, .len = len, .named = named, .n_named = n_named, .poll = poll};
+    bon_status status = make_asking(s, count, &q);
+    const size_t batches = (count + q.most - 1) / q.most; /* of equal size */
+    for (size_t at = 0, take; at < count && status == BON_OK; at += take) {
+        take = min_size((count + batches - 1) / batches, count - at);
+        status = ask_batch(s, &q, samples + at, &take, logp_out + at * n_named,
+                           logits_out ? logits_out + at * a->vocab : NULL);
     }
-    return BON_OK;
+    free_asking(&q);
+    return status;
 }

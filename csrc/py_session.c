@@ -12,7 +12,7 @@ typedef struct {
     bool busy;
 } SessionObject;
 
-static const char *const state_names[] = {"waiting", "live", "eos", "stop",
+static const char *const state_names[] = {"waiting", "live", "held", "eos", "stop",
                                           "length", "pruned", "aborted"};
 
 static bon_session *use(SessionObject *self)
@@ -46,10 +46,13 @@ static int read_limits(PyObject *end_tokens, PyObject *watch, const bon_arch *ar
 static PyObject *Session_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *model_object, *end_tokens, *watch;
-    Py_ssize_t slots, blocks;
-    static char *names[] = {"model", "slots", "cache_blocks", "end_tokens", "watch", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OnnOO:Session", names, &model_object, &slots,
-                                     &blocks, &end_tokens, &watch))
+    Py_ssize_t slots, blocks, ask_blocks = 0;
+    int hold_ends = 0;
+    static char *names[] = {"model", "slots", "cache_blocks", "end_tokens", "watch",
+                            "hold_ends", "ask_blocks", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OnnOO|pn:Session", names, &model_object,
+                                     &slots, &blocks, &end_tokens, &watch, &hold_ends,
+                                     &ask_blocks))
         return NULL;
     bon_model *model = bon_model_of(model_object);
     if (model == NULL) return NULL;
@@ -63,8 +66,13 @@ static PyObject *Session_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (slots < 1 || blocks < 1)
         return PyErr_Format(PyExc_ValueError, "need slots >= 1 and cache_blocks >= 1, got %zd "
                                               "and %zd", slots, blocks);
+    if (ask_blocks < 0 || ask_blocks >= blocks)
+        return PyErr_Format(PyExc_ValueError, "need 0 <= ask_blocks < cache_blocks = %zd, got %zd",
+                            blocks, ask_blocks);
     limits.slots = (size_t)slots;
     limits.cache_blocks = (size_t)blocks;
+    limits.hold_ends = hold_ends;
+    limits.ask_blocks = (size_t)ask_blocks;
     SessionObject *self = (SessionObject *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->model = Py_NewRef(model_object);
@@ -111,19 +119,20 @@ static PyObject *Session_add_prompt(SessionObject *self, PyObject *arg)
 
 PyDoc_STRVAR(Session_add_samples_doc,
 "add_samples($self, prompt, indices, temperatures, top_k, top_p, min_p,\n"
-"            max_new_tokens, seed, repeat, /)\n--\n\n"
+"            max_new_tokens, seed, repeat, hold_at=0, /)\n--\n\n"
 "Adds one sample per index (uint64 [m]) at its temperature (float32 [m]); the key\n"
-"of its random numbers is (seed, prompt, repeat, index). Returns their numbers.");
+"of its random numbers is (seed, prompt, repeat, index). It is held with hold_at\n"
+"tokens (0: never). Returns their numbers.");
 
 static PyObject *Session_add_samples(SessionObject *self, PyObject *args)
 {
-    Py_ssize_t prompt, max_new_tokens;
+    Py_ssize_t prompt, max_new_tokens, hold_at = 0;
     PyObject *index_object, *temperature_object;
     unsigned long long seed, repeat;
     bon_sample_settings settings = {0};
-    if (!PyArg_ParseTuple(args, "nOOiddnKK:add_samples", &prompt, &index_object,
+    if (!PyArg_ParseTuple(args, "nOOiddnKK|n:add_samples", &prompt, &index_object,
                           &temperature_object, &settings.how.top_k, &settings.how.top_p,
-                          &settings.how.min_p, &max_new_tokens, &seed, &repeat))
+                          &settings.how.min_p, &max_new_tokens, &seed, &repeat, &hold_at))
         return NULL;
     bon_session *session = use(self);
     if (session == NULL) return NULL;
@@ -136,6 +145,9 @@ static PyObject *Session_add_samples(SessionObject *self, PyObject *args)
         return PyErr_Format(PyExc_ValueError, "indices and temperatures must have equal length, "
                                               "got %zd and %zd",
                             count, PyArray_DIM(temperatures, 0));
+    if (hold_at < 0)
+        return PyErr_Format(PyExc_ValueError, "need hold_at >= 0, got %zd", hold_at);
+    settings.hold_at = (size_t)hold_at;
     settings.max_new_tokens = max_new_tokens < 0 ? 0 : (size_t)max_new_tokens;
     settings.key.seed = seed;
     settings.key.repeat = repeat;
@@ -179,8 +191,8 @@ static PyObject *list_events(bon_session *session)
 PyDoc_STRVAR(Session_run_doc,
 "run($self, steps, /)\n--\n\n"
 "Decodes until something happened, at most `steps` tokens per sample. Returns\n"
-"[(sample, state), ...] of samples that ended or drew a watched token; those of a run\n"
-"that raised come with the next.");
+"[(sample, state), ...] of samples that ended, were held or drew a watched token; those\n"
+"of a run that raised come with the next. Returns at once where nothing is pending.");
 
 static PyObject *Session_run(SessionObject *self, PyObject *arg)
 {
@@ -215,7 +227,8 @@ static int find_state(const char *name, bon_sample_state *state)
 
 PyDoc_STRVAR(Session_end_doc,
 "end($self, sample, reason, /)\n--\n\n"
-"Ends a live or waiting sample: its slot and cache are free at once.");
+"Ends a sample that waits, lives or is held: its slot and cache are free at once, or\n"
+"when it is forgotten (hold_ends, and the reason is eos, stop or length).");
 
 static PyObject *Session_end(SessionObject *self, PyObject *args)
 {
@@ -229,7 +242,43 @@ static PyObject *Session_end(SessionObject *self, PyObject *args)
         return NULL;
     if (bon_session_view(session, (size_t)sample, &view) != BON_OK
         || bon_session_end_sample(session, (size_t)sample, state, view.length) != BON_OK)
-        return PyErr_Format(PyExc_ValueError, "sample %zd is not live or waiting", sample);
+        return PyErr_Format(PyExc_ValueError, "sample %zd is not waiting, live or held", sample);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Session_go_on_doc,
+"go_on($self, samples, hold_at, /)\n--\n\n"
+"Held samples (uintp) live again, to be held next with hold_at tokens (0: never).\n"
+"Where one cannot, those before it have gone on.");
+
+static PyObject *raise_go_on_error(bon_session *session, size_t sample, Py_ssize_t hold_at)
+{
+    bon_sample_view view;
+    if (bon_session_view(session, sample, &view) != BON_OK)
+        return PyErr_Format(PyExc_IndexError, "the session has no sample %zu", sample);
+    if (view.state != BON_HELD)
+        return PyErr_Format(PyExc_ValueError, "only held samples can go on, but sample %zu is "
+                                              "in the state %s", sample, state_names[view.state]);
+    return PyErr_Format(PyExc_ValueError, "hold_at must be 0 or more than the tokens drawn, but "
+                                          "sample %zu has %zu and hold_at is %zd",
+                        sample, view.length, hold_at);
+}
+
+static PyObject *Session_go_on(SessionObject *self, PyObject *args)
+{
+    PyObject *object;
+    Py_ssize_t hold_at;
+    bon_session *session = use(self);
+    if (!session || !PyArg_ParseTuple(args, "On:go_on", &object, &hold_at)) return NULL;
+    if (hold_at < 0)
+        return PyErr_Format(PyExc_ValueError, "need hold_at >= 0, got %zd", hold_at);
+    PyArrayObject *samples = as_array(object, NPY_UINTP, 1, "samples");
+    if (samples == NULL) return NULL;
+    for (npy_intp i = 0; i < PyArray_DIM(samples, 0); i++) {
+        const size_t sample = ((const size_t *)PyArray_DATA(samples))[i];
+        if (bon_session_go_on(session, sample, (size_t)hold_at) != BON_OK)
+            return raise_go_on_error(session, sample, hold_at);
+    }
     Py_RETURN_NONE;
 }
 
@@ -289,7 +338,7 @@ static PyObject *Session_tail(SessionObject *self, PyObject *args)
 
 PyDoc_STRVAR(Session_forget_doc,
 "forget($self, sample, /)\n--\n\n"
-"Frees what an ended sample holds.");
+"Frees what an ended sample holds, its slot and cache too.");
 
 static PyObject *Session_forget(SessionObject *self, PyObject *arg)
 {
@@ -305,20 +354,59 @@ static PyObject *Session_forget(SessionObject *self, PyObject *arg)
 PyDoc_STRVAR(Session_ask_doc,
 "ask($self, samples, question, named, /)\n--\n\n"
 "Log-probabilities (float32 [samples, named]) of named tokens behind a question,\n"
-"and the logits there (float32 [samples, vocab]), for live samples (uintp); the\n"
-"samples go on as if they had not been asked.");
+"and the logits there (float32 [samples, vocab]), for samples (uintp) in the cache:\n"
+"live, held, or ended and kept. They go on as if they had not been asked.");
 
-static PyObject *raise_ask_error(bon_status status, const bon_arch *arch)
+typedef struct {
+    const size_t *samples;
+    const int32_t *question, *named;
+    size_t count, len, n_named;
+} asking;
+
+/* The first token of a list that the vocabulary lacks, as an error; 0 if it has all. */
+static int refuse_unknown_tokens(const char *list, const int32_t *tokens, size_t len, size_t vocab)
 {
-    if (status == BON_ERR_FULL)
-        return PyErr_Format(PyExc_MemoryError, "the memory budget has no cache blocks left to "
-                                               "fork even one sample for a question");
-    if (status == BON_ERR_DOMAIN)
-        return PyErr_Format(PyExc_ValueError,
-                            "need live samples, a question of at least one token, token ids in "
-                            "[0, %zu), and sample + question within the context of %zu tokens",
-                            arch->vocab, arch->max_positions);
-    return raise_engine_status(status);
+    for (size_t i = 0; i < len; i++) {
+        if (tokens[i] >= 0 && (size_t)tokens[i] < vocab) continue;
+        PyErr_Format(PyExc_ValueError, "token ids must lie in [0, %zu), but token %zu of %s is %d",
+                     vocab, i, list, tokens[i]);
+        return -1;
+    }
+    return 0;
+}
+
+static int refuse_sample(bon_session *session, size_t sample, size_t len, size_t context)
+{
+    bon_sample_view view;
+    if (bon_session_view(session, sample, &view) != BON_OK)
+        PyErr_Format(PyExc_IndexError, "the session has no sample %zu", sample);
+    else if (!view.in_cache)
+        PyErr_Format(PyExc_ValueError, "only samples in the cache can be asked, but sample %zu "
+                                       "is not: its state is %s",
+                     sample, state_names[view.state]);
+    else if (view.prompt_length + view.length + len > context)
+        PyErr_Format(PyExc_ValueError,
+                     "prompt, sample and question must fit into the context of %zu tokens, but "
+                     "those of sample %zu have %zu + %zu + %zu",
+                     context, sample, view.prompt_length, view.length, len);
+    else
+        return 0;
+    return -1;
+}
+
+/* Says what is wrong with a question that the engine has refused. */
+static PyObject *raise_ask_error(bon_session *session, const asking *q, const bon_arch *arch)
+{
+    if (q->len < 1) {
+        PyErr_SetString(PyExc_ValueError, "a question needs at least one token, got none");
+        return NULL;
+    }
+    if (refuse_unknown_tokens("the question", q->question, q->len, arch->vocab) < 0
+        || refuse_unknown_tokens("named", q->named, q->n_named, arch->vocab) < 0)
+        return NULL;
+    for (size_t i = 0; i < q->count; i++)
+        if (refuse_sample(session, q->samples[i], q->len, arch->max_positions) < 0) return NULL;
+    return raise_engine_status(BON_ERR_DOMAIN);
 }
 
 static PyObject *Session_ask(SessionObject *self, PyObject *args)
@@ -333,6 +421,10 @@ static PyObject *Session_ask(SessionObject *self, PyObject *args)
     PyArrayObject *named = question ? as_array(objects[2], NPY_INT32, 1, "named") : NULL;
     if (named == NULL) return NULL;
     const bon_arch *arch = bon_model_arch(bon_model_of(self->model));
+    const asking q = {
+        PyArray_DATA(samples), PyArray_DATA(question), PyArray_DATA(named),
+        (size_t)PyArray_DIM(samples, 0), (size_t)PyArray_DIM(question, 0),
+        (size_t)PyArray_DIM(named, 0)};
     npy_intp shape[2] = {PyArray_DIM(samples, 0), PyArray_DIM(named, 0)};
     npy_intp logits_shape[2] = {shape[0], (npy_intp)arch->vocab};
     PyArrayObject *logp = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_FLOAT);
@@ -342,13 +434,19 @@ static PyObject *Session_ask(SessionObject *self, PyObject *args)
     if (logp == NULL || logits == NULL || py_poll_begin(&poll, self->model) < 0) goto done;
     self->busy = true;
     const bon_status status = bon_session_ask(
-        session, PyArray_DATA(samples), (size_t)shape[0], PyArray_DATA(question),
-        (size_t)PyArray_DIM(question, 0), PyArray_DATA(named), (size_t)shape[1], &poll.poll,
+        session, q.samples, q.count, q.question, q.len, q.named, q.n_named, &poll.poll,
         PyArray_DATA(logp), PyArray_DATA(logits));
     self->busy = false;
     py_poll_end(&poll);
-    if (status == BON_OK) result = PyTuple_Pack(2, logp, logits);
-    else raise_ask_error(status, arch);
+    if (status == BON_OK)
+        result = PyTuple_Pack(2, logp, logits);
+    else if (status == BON_ERR_DOMAIN)
+        raise_ask_error(session, &q, arch);
+    else if (status == BON_ERR_FULL)
+        PyErr_SetString(PyExc_MemoryError, "the memory budget has no cache blocks left to fork "
+                                           "even one sample for a question");
+    else
+        raise_engine_status(status);
 done:
     Py_XDECREF(logp);
     Py_XDECREF(logits);
@@ -365,7 +463,7 @@ static PyObject *Session_pending(SessionObject *self, void *Py_UNUSED(closure))
 
 PyDoc_STRVAR(Session_stats_doc,
 "stats($self, /)\n--\n\n"
-"dict: prompt_tokens, new_tokens, steps, prefill_seconds, decode_seconds, live,\n"
+"dict: prompt_tokens, new_tokens, steps, prefill_seconds, decode_seconds, live, held,\n"
 "waiting, free_blocks.");
 
 static PyObject *Session_stats(SessionObject *self, PyObject *Py_UNUSED(args))
@@ -374,12 +472,13 @@ static PyObject *Session_stats(SessionObject *self, PyObject *Py_UNUSED(args))
     if (session == NULL) return NULL;
     bon_session_stats s;
     bon_session_get_stats(session, &s);
-    return Py_BuildValue("{s:K,s:K,s:K,s:d,s:d,s:n,s:n,s:n}", "prompt_tokens",
+    return Py_BuildValue("{s:K,s:K,s:K,s:d,s:d,s:n,s:n,s:n,s:n}", "prompt_tokens",
                          (unsigned long long)s.prompt_tokens, "new_tokens",
                          (unsigned long long)s.new_tokens, "steps", (unsigned long long)s.steps,
                          "prefill_seconds", s.prefill_seconds, "decode_seconds",
-                         s.decode_seconds, "live", (Py_ssize_t)s.live, "waiting",
-                         (Py_ssize_t)s.waiting, "free_blocks", (Py_ssize_t)s.free_blocks);
+                         s.decode_seconds, "live", (Py_ssize_t)s.live, "held",
+                         (Py_ssize_t)s.held, "waiting", (Py_ssize_t)s.waiting, "free_blocks",
+                         (Py_ssize_t)s.free_blocks);
 }
 
 static PyMethodDef Session_methods[] = {
@@ -387,6 +486,7 @@ static PyMethodDef Session_methods[] = {
     {"add_samples", (PyCFunction)Session_add_samples, METH_VARARGS, Session_add_samples_doc},
     {"run", (PyCFunction)Session_run, METH_O, Session_run_doc},
     {"end", (PyCFunction)Session_end, METH_VARARGS, Session_end_doc},
+    {"go_on", (PyCFunction)Session_go_on, METH_VARARGS, Session_go_on_doc},
     {"view", (PyCFunction)Session_view, METH_O, Session_view_doc},
     {"tail", (PyCFunction)Session_tail, METH_VARARGS, Session_tail_doc},
     {"forget", (PyCFunction)Session_forget, METH_O, Session_forget_doc},
@@ -396,12 +496,13 @@ static PyMethodDef Session_methods[] = {
 };
 
 static PyGetSetDef Session_getset[] = {
-    {"pending", (getter)Session_pending, NULL, "Whether samples are live or waiting.", NULL},
+    {"pending", (getter)Session_pending, NULL, "Whether a sample lives, or one that waits can enter.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot Session_slots[] = {
-    {Py_tp_doc, "Session(model, slots, cache_blocks, end_tokens, watch)\n--\n\n"
+    {Py_tp_doc, "Session(model, slots, cache_blocks, end_tokens, watch, hold_ends=False,\n"
+                "        ask_blocks=0)\n--\n\n"
                 "Live samples of many prompts; see csrc/decode.h."},
     {Py_tp_new, Session_new},
     {Py_tp_dealloc, Session_dealloc},

@@ -4,72 +4,11 @@
  * here: bookkeeping, same bits, interrupts at every point, a failure of every
  * allocation. Linked with --wrap for the allocators (see the Makefile).
  */
-#include <stdbool.h>
-#include <string.h>
-
 #include "check.h"
-#include "decode.h"
 #include "score.h"
+#include "small_model.h"
 
-/* -- allocations that are counted and fail on demand ------------------------ */
-
-static long allocations_left = -1; /* -1: all succeed */
-static size_t bytes_asked;
-
-static bool allocation_fails(void)
-{
-    if (allocations_left < 0) return false;
-    return allocations_left == 0 || allocations_left-- == 0;
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__real_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_realloc(void *old, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-
-void *__wrap_malloc(size_t size)
-{
-    bytes_asked += size;
-    return allocation_fails() ? NULL : __real_malloc(size);
-}
-void *__wrap_calloc(size_t count, size_t size)
-{
-    bytes_asked += count * size;
-    return allocation_fails() ? NULL : __real_calloc(count, size);
-}
-void *__wrap_realloc(void *old, size_t size)
-{
-    bytes_asked += size;
-    return allocation_fails() ? NULL : __real_realloc(old, size);
-}
-void *__wrap_aligned_alloc(size_t alignment, size_t size)
-{
-    bytes_asked += size;
-    return allocation_fails() ? NULL : __real_aligned_alloc(alignment, size);
-}
-
-/* -- a small model --------------------------------------------------------- */
-
-enum { VOCAB = 37, HIDDEN = 24, LAYERS = 3, HEADS = 4, KV = 2, DIM = 6, MLP = 20, CONTEXT = 150 };
-
-static const size_t windows[LAYERS] = {0, 9, 0};
-static const uint8_t ropes[LAYERS] = {0, 1, 0};
-static const float slow[DIM / 2] = {1.0f, 0.1f, 0.01f}, fast[DIM / 2] = {1.0f, 0.5f, 0.2f};
-
-/* Every feature at once: two ropes, a window, soft-caps, biases, all norms. */
-static const bon_arch rich = {
-    .vocab = VOCAB, .hidden = HIDDEN, .layers = LAYERS, .heads = HEADS, .kv_heads = KV,
-    .head_dim = DIM, .intermediate = MLP, .max_positions = CONTEXT,
-    .activation = BON_GELU_TANH, .norm_eps = 1e-5f, .norm_offset = 1.0f, .qk_norm = true,
-    .post_norms = true, .qkv_bias = true, .o_bias = true, .mlp_bias = true, .tied = false,
-    .embed_scale = 2.0f, .attn_scale = 0.4f, .attn_softcap = 20.0f, .final_softcap = 30.0f,
-    .window = windows, .rope = ropes, .ropes = 2, .rope_freq = {slow, fast},
-    .rope_scale = {1.0f, 1.0f},
-};
+/* -- a large vocabulary, and sessions --------------------------------------- */
 
 /* So large a vocabulary that a step draws in several chunks, and so large a model
  * that threads share each product. */
@@ -81,51 +20,15 @@ static const bon_arch wide = {
     .ropes = 1, .rope_freq = {slow}, .rope_scale = {1.0f},
 };
 
-static float noise(uint64_t *state)
-{
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return (float)((double)(*state >> 40) / (1 << 24) - 0.5);
-}
-
-static bon_status fill_model(bon_model *model)
-{
-    float *data = __real_malloc((size_t)WIDE_VOCAB * 8 * sizeof *data);
-    uint64_t state = 1;
-    bon_slot slot;
-    size_t layer, rows, cols;
-    bon_status status = BON_OK;
-    while (status == BON_OK && bon_model_missing(model, &slot, &layer)) {
-        bon_model_shape(model, slot, &rows, &cols);
-        for (size_t i = 0; i < rows * cols; i++) data[i] = noise(&state);
-        status = bon_model_set(model, slot, layer, data, BON_F32);
-    }
-    free(data);
-    return status;
-}
-
-static bon_model *make_model(const bon_arch *arch, bon_dtype dtype, int threads)
-{
-    bon_model *model;
-    CHECK(bon_model_create(arch, dtype, threads, &model) == BON_OK);
-    CHECK(fill_model(model) == BON_OK);
-    return model;
-}
-
 static bon_session *make_session(const bon_model *model, size_t slots, size_t blocks)
 {
     static const int32_t ends[] = {3, 5};
     static const uint8_t watch[VOCAB] = {[7] = 1};
     bon_session *session;
-    const bon_session_limits limits = {slots, blocks, ends, 2, watch};
+    const bon_session_limits limits = {.slots = slots, .cache_blocks = blocks, .end_tokens = ends,
+                                       .n_end = 2, .watch = watch};
     CHECK(bon_session_create(model, &limits, &session) == BON_OK);
     return session;
-}
-
-static size_t add_prompt(bon_session *session, const int32_t *tokens, size_t len)
-{
-    size_t prompt, bad;
-    CHECK(bon_session_add_prompt(session, tokens, len, &prompt, &bad) == BON_OK);
-    return prompt;
 }
 
 static size_t add_sample(bon_session *session, size_t prompt, uint64_t index)
@@ -145,18 +48,6 @@ static void run_to_end(bon_session *session)
         while (bon_session_next_event(session, &sample)) continue;
     }
 }
-
-static bool same_sample(const bon_session *a, size_t i, const bon_session *b, size_t j)
-{
-    bon_sample_view x, y;
-    CHECK(bon_session_view(a, i, &x) == BON_OK && bon_session_view(b, j, &y) == BON_OK);
-    return x.state == y.state && x.length == y.length
-           && memcmp(x.tokens, y.tokens, x.length * sizeof *x.tokens) == 0
-           && memcmp(x.logp, y.logp, x.length * sizeof *x.logp) == 0
-           && memcmp(x.certainty, y.certainty, x.length * sizeof *x.certainty) == 0;
-}
-
-static int32_t text[140];
 
 /* -- cache ----------------------------------------------------------------- */
 
@@ -304,8 +195,6 @@ static void test_rows_at_distant_positions_do_not_touch(void)
     bon_session_destroy(crowd);
     bon_model_destroy(model);
 }
-
-static int stop_at_zero(void *arg) { return (*(long *)arg)-- == 0; }
 
 static bon_session *wide_session(const bon_model *model)
 {
@@ -895,9 +784,7 @@ static void test_no_failed_allocation_leaks_or_crashes(void)
 
 int main(void)
 {
-    uint64_t state = 99;
-    for (size_t i = 0; i < sizeof text / sizeof *text; i++)
-        text[i] = (int32_t)((double)(noise(&state) + 0.5f) * VOCAB);
+    write_text();
     test_sequences_share_and_copy_blocks();
     test_the_panels_of_a_block();
     test_a_destroyed_cache_gives_its_addresses_back();
