@@ -440,6 +440,14 @@ def test_consensus_takes_the_majority_of_all_that_was_drawn():
     assert np.isnan(found.scores).all()
 
 
+def test_what_has_not_ended_is_never_taken():
+    consensus, scored = get("adaptive_consistency"), get("best_of_n")
+    seen = Seen(0, ["aborted", "eos"], scores=np.array([np.nan, 0.1]), answers=[None, "b"])
+    assert (consensus.choose(seen), scored.choose(seen)) == (1, 1)
+    seen = Seen(0, ["aborted", "pruned"], scores=np.array([0.9, 0.9]), answers=["a", "a"])
+    assert (consensus.choose(seen), scored.choose(seen)) == (-1, -1)
+
+
 def test_speculative_rejection_tells_its_checkpoints():
     assert get("speculative_rejection", budget=64, n=16).checkpoints == (4, 8, 16, 32)
     assert get("speculative_rejection", budget=64, n=1).checkpoints == ()
