@@ -104,8 +104,7 @@ class Drawing(Iterator[Sample]):
         watch = self._stops.watch(lm.arch.vocab) if self._stops else None
         return engine().Session(
             model, slots, max(1, min(budget, wanted)) + room.ask_blocks,
-            np.array(lm.eos_token_ids, np.int32), watch,
-            *([room.hold_ends, room.ask_blocks] if room.hold_ends else []))
+            np.array(lm.eos_token_ids, np.int32), watch, room.hold_ends, room.ask_blocks)
 
     def _blocks(self, request: Request) -> tuple[int, int]:
         """Cache blocks of a prompt and of one of its samples."""
@@ -139,7 +138,7 @@ class Drawing(Iterator[Sample]):
             prompt, np.array(indices, np.uint64), temperatures.astype(np.float32),
             min(s["top_k"] or 0, self.lm.arch.vocab), 1.0 if s["top_p"] is None else s["top_p"],
             s["min_p"] or 0.0, min(s["max_new_tokens"], self.lm.context), s["seed"],
-            request.repeat, *([hold_at] if hold_at else []))
+            request.repeat, hold_at)
         for number, index, t in zip(numbers, indices, temperatures, strict=True):
             self._samples[number] = request, int(index), float(t)
         return numbers
