@@ -49,8 +49,10 @@ def chat_model(folder, template=CHATML, ends=(END, 1), **options):
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens(SPECIAL)
     backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"bos_token": "<s>", "eos_token": "</s>"} | ({"chat_template": template} if template else {})))
+    settings = {"bos_token": "<s>", "eos_token": "</s>"}
+    if template:
+        settings["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     config = tiny.MODELS["llama2"] | {
         "vocab_size": len(PIECES), "eos_token_id": list(ends), "initializer_range": 0.3}
     return bon.LM.from_config(config, **{"tokenizer": folder, "threads": 1, "rng": 0, **options})
