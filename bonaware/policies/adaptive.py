@@ -41,7 +41,7 @@ class Adaptive(Policy):
     -----
     With a wave of more than one sample the schedule makes the first one cold only.
 
-    Source: Manvi et al. 2024, arXiv:2410.02725, section 3.2 (adaptive sampling and annealing).
+    Source: Manvi et al. 2024, arXiv:2410.02725 (adaptive sampling, annealing).
 
     Examples
     --------
