@@ -5,9 +5,10 @@
  * estimators are recurrences over draws, in which every term is >= 0: nothing
  * overflows and nothing cancels.
  *
- * best-of-k is a sort and a product with a table of weights. Both work on
- * eight rows side by side: a sorting network compares the same two places of
- * every row, so eight rows cost hardly more than one and nothing branches.
+ * best-of-k is a sort and a product with a table of weights, or for many k
+ * running sums. All work on eight rows side by side: a sorting network compares
+ * the same two places of every row, so eight rows cost hardly more than one and
+ * nothing branches.
  */
 #include "estimators.h"
 
@@ -16,6 +17,7 @@
 
 #include "dispatch.h"
 #include "ranking.h"
+#include "running_sums.h"
 #include "short_keys.h"
 
 /* -- pass@k ---------------------------------------------------------------- */
@@ -151,10 +153,9 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
 
 enum { LANES = BON_ABREAST };
 
-/* The rows after those at work: their inputs and where their results go. */
+/* The rows after those at work, at most LANES. */
 typedef struct {
     const double *scores, *rewards;
-    double *out;
     size_t rows;
 } next_rows;
 
@@ -164,20 +165,29 @@ typedef struct {
     size_t n, nk, stride; /* stride: of out */
     const int64_t *ks;    /* [nk] */
     const double *weights;
+    int by_sums;          /* many k: running sums and not weights; see running_sums.h */
     uint64_t mask;        /* the bits of a key that hold the index of its sample */
-    int32_t *places;      /* [n, LANES] the samples, best first; see short_keys.h */
+    int32_t *places;      /* [n, LANES] keys, then where in [rows, n] the samples are, best first */
     double *keys;         /* [n, LANES] scores, then sorted; see ranking.h */
     double *values;       /* [n, LANES] rewards in order of places */
     double *scores;       /* [n, LANES] whole scores in order of places, where there are ties */
     double *pairs;        /* [n, 2]     see sort_lane */
+    double *scales;       /* [n]        see running_sums.h */
     next_rows next;
+    size_t parts;         /* in which they are fetched */
 } ranking;
 
-BON_INLINE int finite_rows(const double *from, size_t rows, size_t n)
+/* True if all of x [count] are finite and so small that factor does not change that. */
+BON_INLINE int finite_by(double factor, const double *x, size_t count)
 {
-    for (size_t r = 0; r < rows; r++)
-        if (!bon_all_finite(from + r * n, n)) return 0;
-    return 1;
+    bon_vec sum[4] = {{0.0}};
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (size_t v = 0; v < 4; v++) sum[v] += factor * *bon_const_vec_at(x + i + 4 * v);
+    const bon_vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    double total = (all[0] + all[1]) + (all[2] + all[3]);
+    for (; i < count; i++) total += factor * x[i];
+    return isfinite(total);
 }
 
 /* to[i * LANES + l] = element i of row l; lanes beyond `rows` repeat the last row. */
@@ -189,18 +199,47 @@ static void load_lanes(const double *from, size_t rows, size_t n, double *to)
     }
 }
 
-/* sorted[i * LANES + l] = what row l of from has at place i. */
-BON_INLINE void gather(const ranking *by, const double *from, size_t rows, double *sorted)
+/* Where in [rows, n] each lane begins; lanes beyond `rows` repeat the last row. */
+BON_INLINE void find_starts(size_t rows, size_t n, bon_ints *starts)
 {
-    const double *row[LANES];
-    for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * by->n;
-    for (size_t i = 0; i < by->n * LANES; i += LANES)
-        for (size_t l = 0; l < LANES; l++) sorted[i + l] = row[l][(uint32_t)by->places[i + l]];
+    for (size_t l = 0; l < LANES; l++) (*starts)[l] = (int32_t)((l < rows ? l : rows - 1) * n);
+}
+
+/* sorted [n, LANES] = from in the order of places. */
+BON_INLINE void gather(const ranking *by, const double *from, double *sorted)
+{
+    const uint32_t *places = (const uint32_t *)by->places;
+    for (size_t i = 0; i < by->n * LANES; i++) sorted[i] = from[places[i]];
+}
+
+/* Rows of more doubles are left to the processor. It fetches ahead by itself, but not
+ * beyond the end of a page, and eight rows of 64 fill one. */
+enum { FETCHED = 128, LINE = 8 };
+
+/* Ranking fetches so many parts of the next rows, weighing the others. */
+enum { RANKING_PARTS = 4 };
+
+static size_t parts_of_work(const ranking *by)
+{
+    const size_t side_by_side = by->by_sums ? BON_ROUNDS : PANEL;
+    return RANKING_PARTS + ((by->by_sums ? by->n : by->nk) + side_by_side - 1) / side_by_side;
+}
+
+/* Asks for one part of the next rows: a few lines with each step of the work, since the
+ * processor waits for about twenty at a time; into the second cache, since the first is full. */
+BON_INLINE void fetch_next(const ranking *by, size_t part)
+{
+    const next_rows *next = &by->next;
+    if (by->n > FETCHED) return;
+    for (size_t i = part * LINE; i < next->rows * by->n; i += by->parts * LINE) {
+        __builtin_prefetch(next->scores + i, 0, 2);
+        __builtin_prefetch(next->rewards + i, 0, 2);
+    }
 }
 
 /* What is known of eight rows after sorting keys. TIES: in some lane neighbours agree in
  * all bits but the index. */
-enum { NOT_RANKED, NO_TIES, TIES };
+enum { NOT_FINITE, NOT_RANKED, NO_TIES, TIES };
 
 /* Fills places, unless the rows are too long or their scores too far apart. */
 BON_INLINE int rank_by_short_keys(const ranking *by, const double *scores, size_t rows)
@@ -209,13 +248,16 @@ BON_INLINE int rank_by_short_keys(const ranking *by, const double *scores, size_
     if (by->n > BON_MAX_SHORT
         || !bon_load_short_keys(scores, rows, by->n, mask, by->places))
         return NOT_RANKED;
+    fetch_next(by, 0);
     bon_sort_short_keys(by->places, bon_short_keys(by->n));
-    bon_ints tied = {0}, before = ~*(bon_ints *)by->places;
+    fetch_next(by, 1);
+    bon_ints starts, tied = {0}, before = ~*(bon_ints *)by->places;
+    find_starts(rows, by->n, &starts);
     for (size_t i = 0; i < by->n; i++) {
         bon_ints *at = (bon_ints *)(by->places + i * LANES);
         const bon_ints key = *at;
         tied |= ((key ^ before) & ~mask) == 0;
-        *at = key & mask;
+        *at = (key & mask) + starts;
         before = key;
     }
     for (size_t l = 0; l < LANES; l++)
@@ -228,13 +270,15 @@ BON_INLINE int rank_by_keys(const ranking *by, const double *scores, size_t rows
 {
     bon_load_keys(scores, rows, by->n, by->mask, by->keys);
     bon_sort_keys(by->keys, by->n);
+    bon_ints starts;
     uint64_t tied = 0;
+    find_starts(rows, by->n, &starts);
     for (size_t i = 0; i < by->n; i++)
         for (size_t l = 0; l < LANES; l++) {
             const uint64_t key = bon_bits_of(by->keys[i * LANES + l]);
             const uint64_t before = i ? bon_bits_of(by->keys[(i - 1) * LANES + l]) : ~key;
             tied |= ((key ^ before) & ~by->mask) == 0;
-            by->places[i * LANES + l] = (int32_t)(key & by->mask);
+            by->places[i * LANES + l] = starts[l] + (int32_t)(key & by->mask);
         }
     return tied ? TIES : NO_TIES;
 }
@@ -279,17 +323,20 @@ BON_INLINE int rank_rows(const ranking *by, const double *scores, const double *
     bon_choice wrong[2];
     int found = rank_by_short_keys(by, scores, rows);
     if (found == TIES) {
-        gather(by, scores, rows, by->scores);
+        gather(by, scores, by->scores);
         find_wrong(by, wrong);
         const bon_choice any = wrong[0] | wrong[1];
         if (any[0] | any[1] | any[2] | any[3]) found = NOT_RANKED;
     }
     const int whole = found == NOT_RANKED;
+    if (whole && !finite_by(0.0, scores, rows * by->n)) return NOT_FINITE;
     if (whole) found = rank_by_keys(by, scores, rows);
-    gather(by, rewards, rows, by->values);
+    fetch_next(by, 2);
+    gather(by, rewards, by->values);
+    fetch_next(by, 3);
     if (!whole || found == NO_TIES) return found;
 
-    gather(by, scores, rows, by->scores);
+    gather(by, scores, by->scores);
     find_wrong(by, wrong);
     for (size_t l = 0; l < LANES; l++)
         if (wrong[l / 4][l % 4]) sort_lane(by, l);
@@ -347,45 +394,25 @@ BON_INLINE void weigh_four(const double *values, const double *panel, size_t ran
     }
 }
 
-/* Ranks that can win for at least one of these k. */
+/* Ranks that can win for at least one of these k; never more than n. */
 static size_t winning_ranks(size_t n, const int64_t *ks, size_t nk)
 {
     size_t ranks = 0;
     for (size_t j = 0; j < nk; j++) {
         const size_t of_k = n - (size_t)ks[j] + 1;
-        if (of_k > ranks) ranks = of_k;
+        if (of_k > ranks && of_k <= n) ranks = of_k;
     }
     return ranks;
 }
 
-/* Rows of more doubles are left to the processor. It fetches ahead by itself, but not
- * beyond the end of a page, and eight rows of 64 fill one. */
-enum { FETCHED = 128 };
-
-/* Asks for every panels-th of the next eight rows, from row `first` on: a few lines with
- * each panel of the product, since many at once would hold it up. */
-BON_INLINE void fetch_next(const ranking *by, size_t first, size_t panels)
-{
-    const next_rows *next = &by->next;
-    if (by->n > FETCHED) return;
-    for (size_t r = first; r < LANES && r < next->rows; r += panels) {
-        for (size_t i = 0; i < by->n; i += 8) {
-            __builtin_prefetch(next->scores + r * by->n + i);
-            __builtin_prefetch(next->rewards + r * by->n + i);
-        }
-        for (size_t j = 0; j < by->nk; j += 8)
-            __builtin_prefetch(next->out + r * by->stride + j, 1);
-    }
-}
-
-BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, double *out)
+BON_INLINE void weigh_by_table(const ranking *by, const double *values, size_t rows, double *out)
 {
     double part[4 * PANEL];
     for (size_t j = 0; j < by->nk; j += PANEL) {
         const size_t columns = by->nk - j < PANEL ? by->nk - j : PANEL;
         const size_t ranks = winning_ranks(by->n, by->ks + j, columns);
         const double *panel = by->weights + j * by->n;
-        fetch_next(by, j / PANEL, (by->nk + PANEL - 1) / PANEL);
+        fetch_next(by, RANKING_PARTS + j / PANEL);
         for (size_t l = 0; l < rows; l += 4) {
             double *to = out + l * by->stride + j;
             if (columns == PANEL && l + 4 <= rows) {
@@ -398,6 +425,68 @@ BON_INLINE void weigh(const ranking *by, const double *values, size_t rows, doub
                     to[(m - l) * by->stride + c] = part[(m - l) * PANEL + c];
         }
     }
+}
+
+/* -- best-of-k: the weighted sum for many k ---------------------------------- */
+
+/* True if the table would take longer than running sums over all ranks. */
+static int sums_are_faster(size_t n, const int64_t *ks, size_t nk)
+{
+    size_t products = 0;
+    for (size_t j = 0; j < nk; j += PANEL)
+        products += PANEL * winning_ranks(n, ks + j, nk - j < PANEL ? nk - j : PANEL);
+    return n <= BON_MAX_SUMS && 8 * products > 3 * n * n;
+}
+
+/* to[l * stride + c] = from[c][l] for four columns and four lanes, of which `lane` is first. */
+BON_INLINE void turn_four(const double *const from[4], size_t lane, double *to, size_t stride)
+{
+    bon_vec x[4];
+    for (size_t c = 0; c < 4; c++) x[c] = *bon_const_vec_at(from[c] + lane);
+    bon_turn(x);
+    for (size_t l = 0; l < 4; l++) *bon_vec_at(to + (lane + l) * stride) = x[l];
+}
+
+/* Columns j .. j+3 of eight rows, or as many as there are of both. What was summed for k
+ * stands at the lowest rank that can win; mask keeps a k that changes meanwhile in memory. */
+BON_INLINE void write_sums(const ranking *by, const double *values, size_t j, size_t rows,
+                           double *out)
+{
+    const size_t columns = by->nk - j < 4 ? by->nk - j : 4;
+    const double *from[4];
+    for (size_t c = 0; c < 4; c++)
+        from[c] = values + ((by->n - (size_t)by->ks[c < columns ? j + c : j]) & by->mask) * LANES;
+    if (columns == 4 && rows == LANES) {
+        for (size_t l = 0; l < LANES; l += 4) turn_four(from, l, out + j, by->stride);
+        return;
+    }
+    for (size_t l = 0; l < rows; l++)
+        for (size_t c = 0; c < columns; c++) out[l * by->stride + j + c] = from[c][l];
+}
+
+/* The values are lost. fma: see running_sums.h. */
+BON_INLINE void weigh_by_sums(const ranking *by, double *values, size_t rows, double *out,
+                              int fma)
+{
+    for (size_t s = 0; s < by->n; s += BON_ROUNDS) {
+        fetch_next(by, RANKING_PARTS + s / BON_ROUNDS);
+        bon_sum_rounds(values, by->n - s, by->scales + s, fma);
+    }
+    for (size_t j = 0; j < by->nk; j += 4) write_sums(by, values, j, rows, out);
+}
+
+BON_AVX2_FMA static void weigh_by_sums_fma(const ranking *by, double *values, size_t rows,
+                                           double *out)
+{
+    weigh_by_sums(by, values, rows, out, 1);
+}
+
+/* The values are lost. moderate: BON_SUM_GROWTH times as much is finite. */
+BON_INLINE void weigh(const ranking *by, double *values, int moderate, size_t rows, double *out)
+{
+    if (!by->by_sums || !moderate) weigh_by_table(by, values, rows, out);
+    else if (bon_has_fma()) weigh_by_sums_fma(by, values, rows, out);
+    else weigh_by_sums(by, values, rows, out, 0);
 }
 
 /* -- best-of-k: rows ------------------------------------------------------- */
@@ -413,7 +502,7 @@ BON_INLINE void best_of_long_rows(const ranking *by, const double *scores,
     load_lanes(rewards, rows, by->n, by->values);
     for (size_t l = 0; l < rows; l++) sort_lane(by, l);
     for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
-    weigh(by, by->values, rows, out);
+    weigh_by_table(by, by->values, rows, out);
 }
 
 /* At most LANES rows. False where a value is not finite. */
@@ -422,17 +511,20 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
 {
     const int perfect = scores == rewards; /* equal scores have equal rewards */
     const size_t n = by->n;
-    if (!finite_rows(rewards, rows, n) || (!perfect && !finite_rows(scores, rows, n))) return 0;
+    const int moderate = finite_by(BON_SUM_GROWTH, rewards, rows * n);
+    if (!moderate && !finite_by(0.0, rewards, rows * n)) return 0;
     if (rows < LANES && n >= LONG_ROW) {
+        if (!finite_by(0.0, scores, rows * n)) return 0;
         best_of_long_rows(by, scores, rewards, rows, out);
     } else if (perfect) {
         bon_load_keys(scores, rows, n, 0, by->keys);
         bon_sort_keys(by->keys, n);
-        weigh(by, by->keys, rows, out);
+        weigh(by, by->keys, moderate, rows, out);
     } else {
-        if (rank_rows(by, scores, rewards, rows) == TIES)
-            for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
-        weigh(by, by->values, rows, out);
+        const int found = rank_rows(by, scores, rewards, rows);
+        if (found == NOT_FINITE) return 0;
+        for (size_t l = 0; found == TIES && l < LANES; l += 4) share_ties(by, l);
+        weigh(by, by->values, moderate, rows, out);
     }
     return 1;
 }
@@ -509,21 +601,24 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
     ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
         .weights = all_one ? NULL : weights,
+        .by_sums = sums_are_faster(n, ks, nk),
         .mask = bon_index_mask(n),
         .places = (int32_t *)scratch,
         .keys = columns,
         .values = columns + n * LANES,
         .scores = columns + 2 * n * LANES,
         .pairs = columns + 3 * n * LANES,
+        .scales = columns + 3 * n * LANES + 2 * n,
     };
+    if (by.by_sums) bon_find_scales(n, by.scales);
+    by.parts = parts_of_work(&by);
     const int avx2 = bon_has_avx2();
     for (size_t row = 0; row < rows; row += LANES) {
         const size_t some = rows - row < LANES ? rows - row : LANES, at = row * n;
         double *to = out + row * stride;
-        if (row + some < rows)
-            by.next = (next_rows){scores + at + some * n, rewards + at + some * n,
-                                  to + some * stride, rows - row - some};
-        else by.next.rows = 0;
+        const size_t after = rows - row - some;
+        by.next = (next_rows){scores + at + some * n, rewards + at + some * n,
+                              after < LANES ? after : LANES};
         const int finite =
             avx2 ? some_rows_avx2(&by, scores + at, rewards + at, some, to)
                  : some_rows_anywhere(&by, scores + at, rewards + at, some, to);
@@ -586,18 +681,58 @@ BON_INLINE double sum_of_squares(const double *row, size_t n, double mean)
     return sum;
 }
 
+/* Sum and sum of squares of what lies between the first of row [n] and each. False where
+ * one is NaN, or not surely in [0, 1]. */
+BON_INLINE int sums_from_first(const double *row, size_t n, double *sum, double *squares)
+{
+    bon_vec sums[2] = {{0.0}}, of_squares[2] = {{0.0}};
+    bon_choice outside = {0}; /* in the bit of the sign */
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec x = *bon_const_vec_at(row + i + 4 * v), apart = x - row[0];
+            outside |= (bon_choice)x | (x > 1.0);
+            sums[v] += apart;
+            of_squares[v] += apart * apart;
+        }
+    *sum = sum_of(&sums[0], &sums[1]);
+    *squares = sum_of(&of_squares[0], &of_squares[1]);
+    int inside = (outside[0] | outside[1] | outside[2] | outside[3]) >= 0;
+    for (; i < n; i++) {
+        const double apart = row[i] - row[0];
+        inside &= row[i] >= 0.0 && row[i] <= 1.0;
+        *sum += apart;
+        *squares += apart * apart;
+    }
+    return inside && !isnan(*sum);
+}
+
+/* More than this of the squares must not cancel in their difference with a squared sum. */
+#define MOST_CANCELLED 8.0
+
+/* One pass where every comparison was made. The first value is as good a centre as the
+ * mean unless it lies far from most others; then the mean is taken in a second pass. */
+BON_INLINE void win_rate_of_row(const double *row, size_t n, double *rate, double *error)
+{
+    double sum, squares, count = (double)n;
+    if (n > 1 && sums_from_first(row, n, &sum, &squares)) {
+        *rate = (count * row[0] + sum) / count;
+        const double around_mean = squares - sum * sum / count;
+        if (squares > MOST_CANCELLED * around_mean) squares = sum_of_squares(row, n, *rate);
+        else squares = around_mean;
+    } else {
+        count = count_made(row, n, &sum);
+        *rate = count > 0.0 ? sum / count : NAN;
+        squares = count > 1.0 ? sum_of_squares(row, n, *rate) : NAN;
+    }
+    *error = sqrt(squares / (count - 1.0) / count);
+}
+
 BON_INLINE void win_rate(const double *preferences, size_t rows, size_t n, double *rates,
                          double *errors)
 {
-    for (size_t r = 0; r < rows; r++) {
-        const double *row = preferences + r * n;
-        double sum;
-        const double count = count_made(row, n, &sum);
-        rates[r] = count > 0.0 ? sum / count : NAN;
-        errors[r] = count > 1.0
-                        ? sqrt(sum_of_squares(row, n, rates[r]) / (count - 1.0) / count)
-                        : NAN;
-    }
+    for (size_t r = 0; r < rows; r++)
+        win_rate_of_row(preferences + r * n, n, &rates[r], &errors[r]);
 }
 
 BON_AVX2 static void win_rate_avx2(const double *preferences, size_t rows, size_t n,

@@ -56,8 +56,8 @@ BON_MUST_CHECK bon_status bon_pass_at_k(const int64_t *n, const int64_t *c,
                                         double *table, size_t room, double *out,
                                         size_t *bad);
 
-/* Largest n of best-of-k: an index of a sample fits into the low bits of a key. */
-#define BON_MAX_RANKED ((size_t)1 << 30)
+/* Largest n of best-of-k: an index into eight rows fits into 32 bits. */
+#define BON_MAX_RANKED ((size_t)1 << 28)
 
 /* A table of weights holds this many values of k side by side. */
 #define BON_RANK_PANEL 8
@@ -81,7 +81,7 @@ BON_MUST_CHECK bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t n
                                            double *weights);
 
 /* Doubles of scratch that bon_best_of_k needs for rows of n samples. */
-static inline size_t bon_best_of_k_scratch(size_t n) { return 34 * n + 32; }
+static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
 
 /* Expected reward of the highest-scored of k samples, per row and k.
  *
@@ -118,7 +118,8 @@ BON_MUST_CHECK bon_status bon_best_of_k(const double *scores, const double *rewa
  *                           outside [0, 1] or m = 0: the caller says which
  *   errors       [rows]     sqrt(sum of squared deviations / (m - 1) / m), NaN for m = 1
  *
- * Two passes over each row, the second in the cache. Error: about n roundings.
+ * One pass over most rows; a second, in the cache, where a value is NaN or the first lies
+ * far from the mean. Error: about n roundings.
  */
 void bon_win_rate(const double *preferences, size_t rows, size_t n, double *rates,
                   double *errors);

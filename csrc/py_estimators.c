@@ -152,7 +152,7 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
     status = bon_rank_weights(in->n, ks, nk, in->weights);
     Py_END_ALLOW_THREADS
     if (status != BON_OK) {
-        PyErr_Format(PyExc_ValueError, "need n <= 2**30 samples in a row, got %zu", in->n);
+        PyErr_Format(PyExc_ValueError, "need n <= 2**28 samples in a row, got %zu", in->n);
         return -1;
     }
     const size_t stop = in->range.stop;

@@ -39,11 +39,6 @@ static inline size_t bon_short_keys(size_t n)
 
 /* -- keys of scores -------------------------------------------------------- */
 
-/* Four running maxima, minima and sums. */
-typedef struct {
-    bon_vec best, worst, sum;
-} bon_extremes;
-
 BON_INLINE void bon_raise(bon_vec *to, const bon_vec *x)
 {
     const bon_choice larger = *x > *to;
@@ -56,40 +51,72 @@ BON_INLINE void bon_lower(bon_vec *to, const bon_vec *x)
     bon_choose(to, &smaller, x, to);
 }
 
-BON_INLINE void bon_take_in(bon_extremes *all, const bon_vec *x)
-{
-    bon_raise(&all->best, x);
-    bon_lower(&all->worst, x);
-    all->sum += *x;
-}
-
-/* The best score of a row and how many places there are to a unit of score; 0 where a
- * score is not finite or they are too far apart. */
-BON_INLINE int bon_scale_of(const double *row, size_t n, double *best, double *scale)
+/* The best and the worst of a row are among these four each; sum gains all of it. */
+BON_INLINE void bon_extremes_of(const double *row, size_t n, bon_vec *best, bon_vec *worst,
+                                bon_vec *sum)
 {
     const bon_vec first = {row[0], row[0], row[0], row[0]};
-    bon_extremes a = {first, first, {0.0}}, b = a;
+    bon_vec high[2] = {first, first}, low[2] = {first, first};
     size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        bon_take_in(&a, bon_const_vec_at(row + i));
-        bon_take_in(&b, bon_const_vec_at(row + i + 4));
-    }
+    for (; i + 8 <= n; i += 8)
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec x = *bon_const_vec_at(row + i + 4 * v);
+            bon_raise(&high[v], &x);
+            bon_lower(&low[v], &x);
+            sum[v] += x;
+        }
     for (; i < n; i++) {
         const bon_vec x = {row[i], row[i], row[i], row[i]};
-        bon_take_in(&a, &x);
+        bon_raise(&high[0], &x);
+        bon_lower(&low[0], &x);
+        sum[0] += x;
     }
-    bon_raise(&a.best, &b.best);
-    bon_lower(&a.worst, &b.worst);
-    a.sum += b.sum;
-    double low = a.worst[0];
-    *best = a.best[0];
-    for (size_t l = 1; l < 4; l++) {
-        *best = a.best[l] > *best ? a.best[l] : *best;
-        low = a.worst[l] < low ? a.worst[l] : low;
+    bon_raise(&high[0], &high[1]);
+    bon_lower(&low[0], &low[1]);
+    *best = high[0];
+    *worst = low[0];
+}
+
+/* Element i of x[l] becomes element l of x[i]. */
+BON_INLINE void bon_turn(bon_vec x[4])
+{
+    bon_vec a[4];
+    for (size_t l = 0; l < 4; l += 2) {
+        a[l] = __builtin_shufflevector(x[l], x[l + 1], 0, 4, 2, 6);
+        a[l + 1] = __builtin_shufflevector(x[l], x[l + 1], 1, 5, 3, 7);
     }
-    const double range = *best - low, places = BON_WORST_PLACE / range;
-    *scale = range == 0.0 ? 0.0 : places < DBL_MAX ? places : DBL_MAX;
-    return isfinite((a.sum[0] + a.sum[1]) + (a.sum[2] + a.sum[3])) && isfinite(range);
+    for (size_t l = 0; l < 2; l++) {
+        x[l] = __builtin_shufflevector(a[l], a[l + 2], 0, 1, 4, 5);
+        x[l + 2] = __builtin_shufflevector(a[l], a[l + 2], 2, 3, 6, 7);
+    }
+}
+
+/* The best scores of eight rows and how many places there are to a unit of score; 0 where a
+ * score is not finite or they are too far apart. */
+BON_INLINE int bon_scales_of(const double *const row[BON_ABREAST], size_t n, bon_vec best[2],
+                             bon_vec scale[2])
+{
+    const bon_vec most = {DBL_MAX, DBL_MAX, DBL_MAX, DBL_MAX};
+    bon_vec sum[2] = {{0.0}};
+    for (size_t v = 0; v < 2; v++) {
+        bon_vec high[4], low[4];
+        for (size_t l = 0; l < 4; l++)
+            bon_extremes_of(row[4 * v + l], n, &high[l], &low[l], sum);
+        bon_turn(high);
+        bon_turn(low);
+        for (size_t l = 1; l < 4; l++) {
+            bon_raise(&high[0], &high[l]);
+            bon_lower(&low[0], &low[l]);
+        }
+        const bon_vec range = high[0] - low[0], places = BON_WORST_PLACE / range;
+        const bon_choice few = places < most, any = range != 0.0;
+        best[v] = high[0];
+        bon_choose(&scale[v], &few, &places, &most);
+        scale[v] = (bon_vec)((bon_choice)scale[v] & any);
+        sum[v] += range;
+    }
+    const bon_vec all = sum[0] + sum[1];
+    return isfinite((all[0] + all[1]) + (all[2] + all[3]));
 }
 
 /* Row l of block becomes column l. */
@@ -125,16 +152,15 @@ BON_INLINE void bon_eight_places(const double *row, double best, double scale, b
 
 /* keys [bon_short_keys(n), BON_ABREAST] of scores [rows, n], n <= BON_MAX_SHORT, with the
  * index of the sample in the bits of mask; rows beyond `rows` repeat the last. 0 where
- * bon_scale_of finds no scale. */
+ * bon_scales_of finds no scale. */
 BON_INLINE int bon_load_short_keys(const double *scores, size_t rows, size_t n, int32_t mask,
                                    int32_t *keys)
 {
-    double best[BON_ABREAST], scale[BON_ABREAST];
     const double *row[BON_ABREAST];
-    for (size_t l = 0; l < BON_ABREAST; l++) {
-        row[l] = scores + (l < rows ? l : rows - 1) * n;
-        if (!bon_scale_of(row[l], n, &best[l], &scale[l])) return 0;
-    }
+    bon_vec highest[2], places[2];
+    for (size_t l = 0; l < BON_ABREAST; l++) row[l] = scores + (l < rows ? l : rows - 1) * n;
+    if (!bon_scales_of(row, n, highest, places)) return 0;
+    const double *best = (const double *)highest, *scale = (const double *)places;
     size_t i = 0;
     for (; i + 8 <= n; i += 8) {
         const bon_ints index = (bon_ints){0, 1, 2, 3, 4, 5, 6, 7} + (int32_t)i;

@@ -208,6 +208,33 @@ def test_best_of_k_ranks_rows_of_every_length(n):
         np.testing.assert_allclose(best_of_k(rewards, k), best_first, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 2, 6, 7, 8, 9, 15, 16, 63, 64, 65, 129, 511, 512, 513])
+@pytest.mark.parametrize("rows", [3, 8, 19])
+def test_best_of_k_of_all_k_weighs_every_rank_with_its_binomial(n, rows):
+    rng = np.random.default_rng(n)
+    rewards, scores = rng.random((2, rows, n))
+    ks = [*range(n, 0, -1), *range(1, n + 1, 3)]  # in any order, some twice
+    ordered = np.take_along_axis(rewards, np.argsort(-scores), -1)
+    got, perfect = best_of_k(rewards, ks, scores), best_of_k(rewards, ks)
+    assert got.shape == perfect.shape == (rows, len(ks))
+    for column in sorted({0, 1, n // 3, n // 2, n - 1, n, len(ks) - 1} & set(range(len(ks)))):
+        k = ks[column]
+        weights = [math.comb(n - 1 - i, k - 1) / math.comb(n, k) for i in range(n)]
+        rtol = (n + 8) * 2**-52  # nothing cancels: relative to the result
+        np.testing.assert_allclose(got[:, column], ordered @ weights, rtol=rtol)
+        np.testing.assert_allclose(perfect[:, column], -np.sort(-rewards) @ weights, rtol=rtol)
+    assert (perfect[:, 0] == rewards.max(-1)).all()
+
+
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**500, 2.0**520, 2.0**1015])
+def test_best_of_k_of_all_k_keeps_rewards_of_any_size(scale):
+    rng = np.random.default_rng(0)
+    rewards, scores = rng.uniform(-1, 1, size=(11, 64)), rng.integers(0, 50, size=(11, 64)) + 0.0
+    ks = range(1, 65)
+    got = best_of_k(scale * rewards, ks, scores)
+    np.testing.assert_allclose(got / scale, best_of_k(rewards, ks, scores), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("step", [2.0**-52, 2.0**-49, 5e-324])
 def test_best_of_k_tells_scores_apart_that_differ_in_the_last_bits(step):
     n = 40
@@ -592,6 +619,31 @@ def test_win_rate_is_the_mean_of_fractions_with_their_standard_error(n):
         variance = sum((x - mean) ** 2 for x in made) / (len(made) - 1) / len(made)
         assert rate == pytest.approx(float(mean), rel=1e-14)
         assert error == pytest.approx(math.sqrt(variance), rel=1e-13)
+
+
+@pytest.mark.parametrize("n", [2, 7, 8, 64, 65, 1000])
+@pytest.mark.parametrize(
+    ("first", "others", "spread"),
+    [
+        (0.5, 0.5, 0.5),
+        (1.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0),
+        (0.25, 0.25, 0.0),
+        (-0.0, 0.0, 1.0),
+        (1.0, 0.25, 1e-9),
+        (0.25, 0.25, 1e-9),
+        (0.875, 0.125, 2.0**-50),
+    ],
+)
+def test_win_rate_keeps_its_accuracy_wherever_the_first_value_lies(n, first, others, spread):
+    row = others + spread * np.random.default_rng(n).random(n)
+    row[0] = first
+    made = [Fraction(float(x)) for x in row]
+    mean = sum(made) / n
+    variance = sum((x - mean) ** 2 for x in made) / (n - 1) / n
+    rate, error = win_rate(row)
+    assert rate == pytest.approx(float(mean), rel=1e-14)
+    assert error == pytest.approx(math.sqrt(variance), rel=1e-12 if n == 1000 else 1e-13)
 
 
 @pytest.mark.parametrize("n", [3, 8, 19])

@@ -50,7 +50,7 @@ static void test_pass_at_k_reports_first_bad_prompt(void)
 static bon_status best(const double *scores, const double *rewards, size_t rows, size_t n,
                        int64_t k, double *out, size_t *bad)
 {
-    double weights[ROOM * 8], scratch[34 * ROOM + 32];
+    double weights[ROOM * 8], scratch[35 * ROOM + 32];
     const bon_status status = bon_rank_weights(n, &k, 1, weights);
     if (status != BON_OK) return status;
     return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, scratch, out, 1, bad);
@@ -79,38 +79,74 @@ static void test_best_of_k_does_rows_in_any_number(void)
     }
 }
 
-/* Exactly as much memory as the header says, for every way to sort: by short keys, by
- * whole keys where one score lies far out, by whole scores where two are neighbours. */
+/* The ways to sort: by short keys, by whole keys where one score lies far out, by whole
+ * scores where two are neighbours. */
+enum { SHORT_KEYS, WHOLE_KEYS, WHOLE_SCORES, KINDS };
+
+static void fill_scores(double *scores, size_t n, int kind)
+{
+    for (size_t i = 0; i < 9 * n; i++) {
+        scores[i] = 1.0 + (double)((i % n * 29) % 71);
+        if (kind == WHOLE_KEYS && i % n == 0) scores[i] = 1e30;
+        if (kind == WHOLE_SCORES && i % n == 0) scores[i] = 71.0 * (1.0 + 0x1p-52);
+    }
+}
+
+/* Nine rows with exactly as much memory as the header says. The rewards follow the scores,
+ * so the best of n is the best. */
+static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, double scale)
+{
+    double *weights = malloc(n * bon_rank_columns(nk) * sizeof *weights);
+    double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
+    double *scores = malloc(9 * n * sizeof *scores), *rewards = malloc(9 * n * sizeof *rewards);
+    double *out = malloc(9 * nk * sizeof *out);
+    size_t bad;
+    CHECK(weights && scratch && scores && rewards && out);
+    fill_scores(scores, n, kind);
+    for (size_t i = 0; i < 9 * n; i++) rewards[i] = (scores[i] - 1.0) * scale;
+    CHECK(bon_rank_weights(n, ks, nk, weights) == BON_OK);
+    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, scratch, out, nk, &bad)
+          == BON_OK);
+    for (size_t r = 0; r < 9; r++) {
+        double best = 0.0;
+        for (size_t i = 0; i < n; i++) best = fmax(best, rewards[r * n + i]);
+        CHECK_CLOSE(out[r * nk + nk - 1] / (best + 1.0), best / (best + 1.0));
+    }
+    free(out);
+    free(rewards);
+    free(scores);
+    free(scratch);
+    free(weights);
+}
+
+/* Two values of k are weighed by the table, all by running sums, unless these overflow. */
 static void test_best_of_k_keeps_to_its_memory(void)
 {
+    int64_t ks[70];
     for (size_t n = 1; n <= 70; n++)
-        for (int kind = 0; kind < 3; kind++) {
-            const int64_t ks[] = {1, (int64_t)n};
-            double *weights = malloc(n * bon_rank_columns(2) * sizeof *weights);
-            double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
-            double *rows = malloc(9 * n * sizeof *rows), *rewards = malloc(9 * n * sizeof *rows);
-            double out[9 * 2];
-            size_t bad;
-            CHECK(weights && scratch && rows && rewards);
-            for (size_t i = 0; i < 9 * n; i++) {
-                rows[i] = 1.0 + (double)((i % n * 29) % 71);
-                if (kind == 1 && i % n == 0) rows[i] = 1e30;
-                if (kind == 2 && i % n == 0) rows[i] = 71.0 * (1.0 + 0x1p-52);
-                rewards[i] = rows[i] - 1.0;
-            }
-            CHECK(bon_rank_weights(n, ks, 2, weights) == BON_OK);
-            CHECK(bon_best_of_k(rows, rewards, 9, n, ks, 2, weights, scratch, out, 2, &bad)
-                  == BON_OK);
-            for (size_t r = 0; r < 9; r++) {
-                double best = 0.0;
-                for (size_t i = 0; i < n; i++) best = fmax(best, rewards[r * n + i]);
-                CHECK_CLOSE(out[2 * r + 1] / (best + 1.0), best / (best + 1.0));
-            }
-            free(rewards);
-            free(rows);
-            free(scratch);
-            free(weights);
+        for (int kind = 0; kind < KINDS; kind++) {
+            for (size_t k = 1; k <= n; k++) ks[k - 1] = (int64_t)k;
+            check_memory(n, kind, ks, n, 1.0);
+            check_memory(n, kind, ks, n, 0x1p900);
+            ks[1] = (int64_t)n;
+            check_memory(n, kind, ks, 2, 1.0);
         }
+}
+
+/* Of the values 0 .. n-1 the best of k is k (n + 1) / (k + 1) - 1 on average. */
+static void test_best_of_k_of_all_k_is_that_of_ranks(void)
+{
+    enum { N = 61, ROWS = 11 };
+    static double rows[ROWS * N], weights[N * 64], scratch[35 * N + 32], out[ROWS * N];
+    int64_t ks[N];
+    size_t bad;
+    for (size_t k = 1; k <= N; k++) ks[k - 1] = (int64_t)k;
+    for (size_t i = 0; i < ROWS * N; i++) rows[i] = (double)((i % N * 17 + i / N) % N);
+    CHECK(bon_rank_weights(N, ks, N, weights) == BON_OK);
+    CHECK(bon_best_of_k(rows, rows, ROWS, N, ks, N, weights, scratch, out, N, &bad) == BON_OK);
+    for (size_t r = 0; r < ROWS; r++)
+        for (size_t k = 1; k <= N; k++)
+            CHECK_CLOSE(out[r * N + k - 1], (double)(k * (N + 1)) / (double)(k + 1) - 1.0);
 }
 
 static void test_best_of_k_rejects_bad_k_and_nan(void)
@@ -141,6 +177,23 @@ static void test_win_rate_leaves_out_what_is_nan(void)
     CHECK_CLOSE(rates[1], 0.5);
     CHECK(isnan(errors[1]));
     CHECK(isnan(rates[2]) && isnan(errors[2]));
+}
+
+/* One pass serves the first row; the others lie too far from their first value. */
+static void test_win_rate_of_rows_without_nan(void)
+{
+    double wins[3 * 33] = {0.0}, rates[3], errors[3];
+    for (size_t i = 0; i < 33; i += 2) wins[i] = 1.0;
+    wins[33] = 1.0;
+    wins[66] = -0.0;
+    wins[98] = 1.0;
+    bon_win_rate(wins, 3, 33, rates, errors);
+    CHECK_CLOSE(rates[0], 17.0 / 33.0);
+    CHECK_CLOSE(errors[0], sqrt(17.0 * 16.0 / 33.0 / 32.0 / 33.0));
+    for (size_t r = 1; r < 3; r++) {
+        CHECK_CLOSE(rates[r], 1.0 / 33.0);
+        CHECK_CLOSE(errors[r], 1.0 / 33.0);
+    }
 }
 
 /* Exactly as much scratch as the header says, so that ASan sees a byte more. */
@@ -243,8 +296,10 @@ int main(void)
     test_best_of_k_splits_ties_evenly();
     test_best_of_k_does_rows_in_any_number();
     test_best_of_k_keeps_to_its_memory();
+    test_best_of_k_of_all_k_is_that_of_ranks();
     test_best_of_k_rejects_bad_k_and_nan();
     test_win_rate_leaves_out_what_is_nan();
+    test_win_rate_of_rows_without_nan();
     test_majority_at_k_known_values();
     test_majority_at_k_adds_up_over_answers_of_every_kind_of_row();
     test_majority_at_k_of_too_many_sums_is_resampled();
