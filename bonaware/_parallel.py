@@ -5,6 +5,7 @@ depend on the number of threads. Threads live for one call only: nothing is left
 that a later fork could trip over.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,8 @@ def for_rows(work: Callable[[int, int], None], rows: int, steps: int) -> None:
     if threads <= 1:
         work(0, rows)
         return
-    size = max(ROWS_PER_PART, STEPS_PER_PART // steps // 8 * 8)  # 8 rows go side by side
+    wanted = math.ceil(rows * steps / STEPS_PER_PART / threads) * threads  # as many for each
+    size = max(ROWS_PER_PART, math.ceil(rows / wanted / 8) * 8)  # 8 rows go side by side
     with ThreadPoolExecutor(threads) as pool:
         parts = [pool.submit(work, at, min(at + size, rows)) for at in range(0, rows, size)]
         try:

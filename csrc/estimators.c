@@ -219,12 +219,6 @@ enum { FETCHED = 128, LINE = 8 };
 /* Ranking fetches so many parts of the next rows, weighing the others. */
 enum { RANKING_PARTS = 4 };
 
-static size_t parts_of_work(const ranking *by)
-{
-    const size_t side_by_side = by->by_sums ? BON_ROUNDS : PANEL;
-    return RANKING_PARTS + ((by->by_sums ? by->n : by->nk) + side_by_side - 1) / side_by_side;
-}
-
 /* Asks for one part of the next rows: a few lines with each step of the work, since the
  * processor waits for about twenty at a time; into the second cache, since the first is full. */
 BON_INLINE void fetch_next(const ranking *by, size_t part)
@@ -587,6 +581,16 @@ static bon_status find_not_finite(const double *scores, const double *rewards, s
     return BON_OK;
 }
 
+/* How the sorted rewards are weighed. */
+static void plan(ranking *by)
+{
+    const size_t n = by->n, nk = by->nk;
+    by->by_sums = sums_are_faster(n, by->ks, nk);
+    if (by->by_sums) bon_find_scales(n, by->scales);
+    const size_t steps = by->by_sums ? (n + BON_ROUNDS - 1) / BON_ROUNDS : (nk + PANEL - 1) / PANEL;
+    by->parts = RANKING_PARTS + steps;
+}
+
 bon_status bon_best_of_k(const double *scores, const double *rewards, size_t rows,
                          size_t n, const int64_t *ks, size_t nk, const double *weights,
                          double *scratch, double *out, size_t stride, size_t *bad)
@@ -601,7 +605,6 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
     ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
         .weights = all_one ? NULL : weights,
-        .by_sums = sums_are_faster(n, ks, nk),
         .mask = bon_index_mask(n),
         .places = (int32_t *)scratch,
         .keys = columns,
@@ -610,8 +613,7 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
         .pairs = columns + 3 * n * LANES,
         .scales = columns + 3 * n * LANES + 2 * n,
     };
-    if (by.by_sums) bon_find_scales(n, by.scales);
-    by.parts = parts_of_work(&by);
+    plan(&by);
     const int avx2 = bon_has_avx2();
     for (size_t row = 0; row < rows; row += LANES) {
         const size_t some = rows - row < LANES ? rows - row : LANES, at = row * n;

@@ -102,8 +102,9 @@ static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
  * BON_ERR_DOMAIN if n or some k is out of range (*bad is not set),
  * BON_ERR_NOT_FINITE if a score or reward is NaN or infinite.
  *
- * O(n log^2 n + n * nk) per row, eight rows at a time; where every k is 1, a
- * plain mean. Error: about n roundings, relative to the largest |reward|.
+ * O(n log^2 n + n * nk) per row, eight rows at a time; for n <= 512 weighing is O(n^2)
+ * whatever nk; where every k is 1, a plain mean. Error: about n roundings, relative to
+ * the largest |reward|.
  */
 BON_MUST_CHECK bon_status bon_best_of_k(const double *scores, const double *rewards,
                                         size_t rows, size_t n, const int64_t *ks,
