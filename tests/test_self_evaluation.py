@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from chats import CHATML, END, INST, PIECES, THINKING, chat_model
+from letters import Letters, letters_model
 
 pytest.importorskip("bonaware._engine", reason="the engine is not built")
 import bonaware as bon
@@ -146,14 +147,16 @@ def without_end():
 def test_reading_in_the_engine_gives_the_scores_of_a_fresh_pass(renormalise):
     lm = without_end()
     live = Live(lm, steps=7)
+    lm.self_evaluation["ends"] += [int(live.samples[i].tokens[-1]) for i in (1, 6)]
     verifier = verifiers.get("self_evaluation", renormalise=renormalise)
     scores = verifier.read(live)
     anew = replace(verifier, model=lm)
     whole = Samples.from_list(
         PROMPTS, [replace(sample, finish_reason="length") for sample in live.samples], 4)
     np.testing.assert_allclose(scores, anew.score([None] * 2, whole).ravel(), atol=1e-5, rtol=0)
-    ended = sum(sample.tokens[-1] in (11, 1) for sample in live.samples)
-    assert live.asked == [(len(scores) - ended, 3)] + [(ended, 2)] * (ended > 0)
+    ended = sum(sample.tokens[-1] in lm.self_evaluation["ends"] for sample in live.samples)
+    assert 2 <= ended < 8
+    assert live.asked == [(8 - ended, 3), (ended, 2)]
     assert verifier.question_tokens(lm) == 3
 
 
@@ -180,6 +183,35 @@ def test_another_model_reads_live_samples_anew():
         want = probabilities(other, [*prompt, *sample.tokens, 7])[3]
         assert score == pytest.approx(want, abs=1e-5)
     assert verifier.question_tokens(other) == 1
+
+
+@pytest.mark.parametrize("ends", [[], [1]], ids=["token", "turn"])
+def test_policies_draw_as_replay_says_with_scores_read_anew(tmp_path, ends):
+    lm = letters_model(tmp_path / "letters")
+    lm.self_evaluation = {"question": [5, 9], "target": 2, "other": 3, "ends": ends}
+    options = {"max_new_tokens": 12, "progress": False, "rng": 4}
+    whole = bon.evaluate(lm, Letters(), 6, verifiers=["self_evaluation"], **options)
+    verifier = verifiers.get("self_evaluation", lm=lm)
+    checkpoints = [2, 5]
+    read = verifier.prefix_scores(whole.problems, whole.samples, checkpoints)
+    assert np.isfinite(read).sum() > 50
+    policies = (
+        bon.policies.get("prune", n=6, checkpoints=checkpoints, fractions=[0.5, 0.5]),
+        bon.policies.get("adaptive", n=6, threshold=float(np.nanquantile(
+            whole.scores["self_evaluation"], 0.8)), anneal="constant"),
+    )
+    for policy in policies:
+        run = bon.evaluate(lm, Letters(), policy=policy, verifiers=["self_evaluation"], **options)
+        want = bon.policies.replay(policy, whole.samples, whole.scores["self_evaluation"],
+                                   read if policy.checkpoints else None).samples
+        assert run.samples.finish_reason.tolist() == want.finish_reason.tolist()
+        assert len(set(run.samples.finish_reason.ravel())) > 2
+        for row, other in zip(run.samples.tokens, want.tokens, strict=True):
+            assert [a.tolist() for a in row] == [b.tolist() for b in other]
+        scores = run.scores["self_evaluation"]
+        ended = np.isfinite(scores)
+        np.testing.assert_allclose(scores[ended], whole.scores["self_evaluation"][ended],
+                                   atol=1e-5, rtol=0)
 
 
 # -- questions -------------------------------------------------------------------------------
@@ -268,6 +300,19 @@ def test_settings_travel_with_the_model(tmp_path):
     assert model().self_evaluation is None
     model().save(tmp_path / "three")
     assert not (tmp_path / "three" / "self_evaluation.json").exists()
+
+
+def test_a_verifier_asks_what_the_model_is_trained_for_now(tmp_path):
+    lm = trained()
+    verifier = verifiers.get("self_evaluation", model=lm)
+    assert verifier.question_tokens(lm) == 2
+    lm.self_evaluation = SETTINGS | {"question": [7, 8, 9]}
+    assert verifier.question_tokens(lm) == 3
+    chats = [chat_model(tmp_path / "chat", template) for template in (CHATML, THINKING)]
+    of_both = verifiers.get("self_evaluation")
+    counts = [of_both.question_tokens(chat) for chat in chats]
+    assert counts == [1 + len(Question.of(chat).ids) for chat in chats]
+    assert counts[1] > counts[0]
 
 
 def test_settings_do_not_change_the_fingerprint(tmp_path):

@@ -637,9 +637,23 @@ def test_every_epoch_takes_every_prompt_and_some_of_its_rows(tmp_path):
         for prompt, texts, labels in zip(*step, strict=True):
             assert len(texts) == len(labels) == 6
             assert {(prompt, tuple(t), q) for t, q in zip(texts, labels, strict=True)} <= known
+    picked = [sorted(str(t) for t in texts) for step in asked
+              for prompt, texts in zip(*step[:2], strict=True) if prompt == rows[0].prompt]
+    assert len(picked) == 4
+    assert picked[0] != picked[1]  # other rows in every epoch
     trainer.steps = 0
     source(trainer)
     assert str(asked[-1]) == str(asked[0])
+
+
+def test_prompts_of_one_name_are_not_mixed():
+    tokens = np.array([5], np.int32)
+    rows = [Row("0", prompt, 0, tokens, 1, 0.5) for prompt in ([1], [2], [1])]
+    lm = model()
+    scores = selfeval.score_rows(lm, rows, question=[7], target=3, other=4, progress=False)
+    for row, score in zip(rows, scores, strict=True):
+        want = np.exp(log_probabilities(lm, [*row.prompt, 5, 7])[-1, 3])
+        assert score == pytest.approx(want, abs=1e-6)
 
 
 def test_samples_drawn_for_every_step_teach_it_too(tmp_path):
