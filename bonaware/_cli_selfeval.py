@@ -108,7 +108,7 @@ def _drawn(args: argparse.Namespace) -> Any:
     """The run that the rows are made from, drawn into its store."""
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
     task.load(split=args.split, limit=1)  # missing data are said before a large model is read
-    verifiers = {label: bonaware.verifiers.get(name, **options) if options else name
+    verifiers = {label: cli._made_verifier(name, options, args) if options else name
                  for label, (name, options) in (args.verifier or {}).items()}
     if len(verifiers) > 1:
         raise cli.UsageError("--verifier is given twice, but labels come from one")
