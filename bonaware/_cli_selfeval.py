@@ -11,6 +11,7 @@ from bonaware import cli
 
 __all__ = ["add"]
 
+MODEL = "a Hugging Face folder, or the name of an embedded model"
 SUMMARY = "teach a model to say whether starting over would do better, and measure it"
 
 BUILD = """\
@@ -135,7 +136,8 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
                     "       bonaware selfeval build --samples FILE --out FILE [options]")
     parser.add_argument("--out", metavar="FILE", required=True, help="rows as .jsonl or .parquet")
     drawn = parser.add_argument_group("samples that are drawn")
-    _task_arguments(drawn, model_needed=False)
+    drawn.add_argument("--model", metavar="FOLDER", help=MODEL)
+    _task_arguments(drawn)
     drawn.add_argument("--verifier", metavar="NAME[:OPTION=VALUE,...]", action=cli._Verifier,
                        help="its scores make the labels (default: the task's rewards)")
     drawn.add_argument("--store", metavar="FILE", help="default: beside --out, as .sqlite")
@@ -148,9 +150,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     cli._model_arguments(parser, n=16, length="the task's")
 
 
-def _task_arguments(group: Any, model_needed: bool) -> None:
-    group.add_argument("--model", metavar="FOLDER", required=model_needed,
-                       help="a Hugging Face folder, or the name of an embedded model")
+def _task_arguments(group: Any) -> None:
     group.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
     group.add_argument("--task-option", metavar="NAME=VALUE", type=cli._option, action="append",
                        default=[], help="an option of the task; may be repeated")  # fmt: skip
@@ -212,6 +212,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = ("bonaware selfeval train --model FOLDER --rows FILE --out FOLDER [options]\n"
                     "       bonaware selfeval train --model FOLDER --task NAME --out FOLDER "
                     "[options]")
+    parser.add_argument("--model", metavar="FOLDER", required=True, help=MODEL)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     rows = parser.add_argument_group("rows of bonaware selfeval build")
@@ -219,7 +220,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--per-prompt", type=int, metavar="K",
                       help="at most so many rows of a prompt per step (default: all)")
     fresh = parser.add_argument_group("samples drawn for every step, instead")
-    _task_arguments(fresh, model_needed=True)
+    _task_arguments(fresh)
     fresh.add_argument("--n", type=int, default=16, help="samples per prompt (default: 16)")
     fresh.add_argument("--temperature", type=float, default=1.0, help="default: 1")
     fresh.add_argument("--max-new-tokens", type=int, metavar="T", help="default: the task's")
@@ -277,8 +278,7 @@ def _figure(found: Any) -> Any:
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER", required=True,
-                        help="a Hugging Face folder, or the name of an embedded model")
+    parser.add_argument("--model", metavar="FOLDER", required=True, help=MODEL)
     parser.add_argument("--rows", metavar="FILE", required=True, help=".jsonl or .parquet")
     parser.add_argument("--bins", type=int, default=10, help="of the scores (default: 10)")
     parser.add_argument("--renormalise", action="store_true",

@@ -378,6 +378,16 @@ def test_answers_that_begin_alike_are_refused(tmp_path):
         Question.of(chat_model(tmp_path / "chat"), "ab", "", "a")
 
 
+def test_a_model_is_loaded_as_the_options_say(tmp_path):
+    trained().save(tmp_path / "model")
+    options = {"model": tmp_path / "model", "dtype": "bfloat16", "threads": 1, "memory": 10**8}
+    found = verifiers.get("self_evaluation", **options).model
+    assert (found.dtype, found.threads, found.memory) == ("bfloat16", 1, 10**8)
+    for wrong, sentence in (({"model": trained()}, "Llama.* is an LM"), ({}, "none is given")):
+        with pytest.raises(ValueError, match=f"for a model that is loaded here, but {sentence}"):
+            verifiers.get("self_evaluation", threads=1, **wrong)
+
+
 def test_what_cannot_be_scored_is_refused():
     lm = trained()
     samples = lm.generate(PROMPTS, n=2, max_new_tokens=4, rng=0)

@@ -1,6 +1,5 @@
 """reward_model: what a model with a score head thinks of prompt and sample."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from bonaware.lm import LM
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
+from bonaware.verifiers._loading import loaded
 
 __all__ = ["VERIFIER", "RewardModel", "means"]
 
@@ -59,12 +59,8 @@ class RewardModel:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        engine = {"dtype": self.dtype, "threads": self.threads, "memory": self.memory}
-        if isinstance(self.model, str | os.PathLike):
-            object.__setattr__(self, "model", LM.load(self.model, **engine))
-        elif engine != {"dtype": "auto", "threads": None, "memory": None}:
-            raise ValueError("dtype, threads and memory are for a model that is loaded here, but "
-                             f"{self.model.name} is an LM")
+        model = loaded(self.model, self.dtype, self.threads, self.memory)
+        object.__setattr__(self, "model", model)
         if self.model.labels != 1:
             found = f"{self.model.labels} labels" if self.model.labels else "none"
             raise ValueError(f"verifier reward_model needs a model with a score head of 1 label, "

@@ -1,6 +1,5 @@
 """self_evaluation: whether the model itself thinks that starting over would do better."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from bonaware.lm import LM
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
+from bonaware.verifiers._loading import loaded
 from bonaware.verifiers.reward_model import means
 
 __all__ = ["VERIFIER", "SelfEvaluation"]
@@ -40,12 +40,14 @@ class SelfEvaluation:
     lm : LM, optional
         The model that drew, which `score` asks where `model` is not given. `bonaware.evaluate`
         sets it.
+    dtype, threads, memory
+        As of `LM.load`, for a model that is loaded here.
 
     Raises
     ------
     ValueError
-        The model has a score head, or cannot be asked like this; see
-        `bonaware.selfeval.Question.of`.
+        The model has a score head, or cannot be asked like this, see
+        `bonaware.selfeval.Question.of`; or dtype, threads or memory is given and nothing loaded.
     OSError
         model is a path, and no such model can be read.
 
@@ -80,11 +82,14 @@ class SelfEvaluation:
     other: int | str | None = None
     renormalise: bool = False
     lm: Any = None
+    dtype: str = "auto"
+    threads: int | None = None
+    memory: int | None = None
     _asked: list[tuple[Any, Question]] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, str | os.PathLike):
-            object.__setattr__(self, "model", LM.load(self.model))
+        model = loaded(self.model, self.dtype, self.threads, self.memory)
+        object.__setattr__(self, "model", model)
         if (reader := self.model or self.lm) is not None:
             self._question(reader)  # what cannot be asked is said here
 
