@@ -499,7 +499,8 @@ def _verifier_name(one: Any) -> str:
 
 def _verifier(one: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(one, str):
-        return one
+        # One that asks the model that drew is told which that is.
+        return replace(one, lm=given["lm"]) if getattr(one, "lm", given) is None else one
     kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
     wanted = signature(kind).parameters
     return get_verifier(one, **{name: value for name, value in given.items() if name in wanted})

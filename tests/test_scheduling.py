@@ -289,6 +289,13 @@ def test_what_a_run_says_of_a_policy(writer, tmp_path):
     assert "prompts by the samples" in run.chart(80, "ascii")
 
 
+def test_a_verifier_that_asks_the_model_that_drew_is_told_which_that_is(writer):
+    verifier = bon.verifiers.get("self_evaluation", **QUESTION)
+    run = bon.evaluate(writer, Letters(), n=2, verifiers={"asked": verifier}, progress=False)
+    expected = judge(writer).score(run.problems, run.samples)
+    np.testing.assert_allclose(run.scores["asked"], expected, rtol=1e-6)
+
+
 def test_a_store_of_another_policy_is_refused(writer, tmp_path):
     evaluated(writer, policies.get("best_of_n", n=2), tmp_path / "run.sqlite")
     with pytest.raises(ValueError, match="policy"):
