@@ -36,10 +36,8 @@ EMBEDDED = {
         "likelihood": ("likelihood", {}),
     },
 }
-# What --policy measures without --model and --task.
-EMBEDDED_POLICY = EMBEDDED | {
-    "model": "countdown-selfeval", "verifier": {"self_evaluation": ("self_evaluation", {})},
-}  # fmt: skip
+# What guides --policy where no --verifier is given.
+GUIDE = {"self_evaluation": ("self_evaluation", {})}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
 
 EVALUATE = """\
@@ -52,13 +50,14 @@ examples:
   bonaware evaluate --model countdown --task countdown --verifier exact \\
                     --verifier reward_model:model=countdown-verifier
   bonaware evaluate --policy adaptive:threshold=0.9,n=16
-  bonaware evaluate --policy prune:n=16,checkpoints=12,fractions=0.5
+  bonaware evaluate --model models/Qwen3-0.6B --task gsm8k \\
+                    --policy prune:n=16,checkpoints=64,fractions=0.5
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
   bonaware evaluate --samples run.sqlite
 
 Without --model, --task and --samples the embedded model and verifier are measured on 300
 problems of the task countdown. A policy decides how much is drawn of each problem; the first
-verifier guides it.
+verifier guides it, with --model self_evaluation where none is given.
 Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
 on where it stopped; a larger --n draws only what is missing.
 The report is one HTML page beside the store: curves, tables, and the samples to look through.
@@ -161,7 +160,7 @@ def _evaluate(args: argparse.Namespace) -> bool:
 
 def _take_embedded(args: argparse.Namespace) -> None:
     """Fill in what was not given."""
-    for name, value in (EMBEDDED_POLICY if args.policy else EMBEDDED).items():
+    for name, value in EMBEDDED.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 
@@ -189,7 +188,7 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         raise UsageError("--policy decides what is drawn; --samples are drawn: see "
                          "bonaware.policies.replay")
     if args.policy and args.verifier is None and not args.samples:
-        args.verifier = EMBEDDED_POLICY["verifier"]
+        args.verifier = GUIDE
     if not args.samples and not (args.model and args.task):
         given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
         known = embedded_policies() if args.task else bonaware.tasks.available()
