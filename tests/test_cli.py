@@ -279,6 +279,23 @@ def test_threads_and_memory_are_those_of_the_verifiers_model_too():
     assert cli._made_verifier(name, options, args).normalize == "length"
 
 
+def test_a_policy_decides_what_is_drawn_of_the_embedded_model(capsys):
+    options = ["--limit", "6", "--no-store", "--policy", "adaptive:threshold=1,n=4,waves=[1,2]"]
+    assert cli.main(["evaluate", *options]) == 0
+    out, _ = capsys.readouterr()
+    assert "samples per prompt" in out
+    assert "prompts by the samples they took" in out
+    assert cli.main(["evaluate", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy"]["waves"] == [1, 2]
+    assert 1 <= found["samples_per_prompt"] <= 4
+
+
+def test_a_policy_that_cannot_be_is_refused_in_a_sentence(capsys):
+    assert cli.main(["evaluate", "--no-store", "--policy", "adaptive:threshold=2"]) == 1
+    assert "need 0 <= threshold <= 1" in capsys.readouterr().err
+
+
 def test_help_names_embedded_models_that_draw(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
