@@ -14,6 +14,8 @@ the two must agree in every step, else the run ends with an error.
             (prompt + sample); a prompt is computed for each sample, as in other trainers.
 
 Each side lives in a process of its own; only one of them works at a time, and they take turns.
+With --apart a process ends behind its turn, so that the two never share the memory: a turn is then
+two steps from the first weights, of which the second is measured.
 The parent measures the machine before and behind every step; a turn during which it moved by more
 than 10 % is marked. Reported: tokens of samples per second, the median ratio of the turns with its
 spread, the highest resident memory of each process, and operations/s of bonaware beside those of a
@@ -159,12 +161,31 @@ def check_equal_work(results):
                                f"torch's is {theirs[what]}")
 
 
+class Apart:
+    """A side whose process lives for two steps."""
+
+    def __init__(self, name, path, options):
+        self.name, self.given = name, (name, path, options)
+
+    def step(self):
+        side = Side(*self.given)
+        try:
+            side.step()
+            return side.step()
+        finally:
+            side.close()
+
+    def close(self):
+        """Nothing is left."""
+
+
 def run(path, options):
-    """Rows of {"results", "limits", "drift"}, one per turn behind the first, which warms up."""
-    sides = [Side(name, path, options) for name in SIDES]
+    """Rows of {"results", "products", "drift"}, one per turn behind the first, which warms up."""
+    apart = options["apart"]
+    sides = [(Apart if apart else Side)(name, path, options) for name in SIDES]
     rows = []
     try:
-        for turn in range(options["turns"] + 1):
+        for turn in range(1 if apart else 0, options["turns"] + 1):
             limits = [machine_limits(options["threads"])]
             results = {}
             for side in sides if turn % 2 else sides[::-1]:
@@ -237,6 +258,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--memory", type=int, default=4 << 30, help="bytes of bonaware's scratch")
     parser.add_argument("--micro", type=int, default=64, help="texts that torch computes at a time")
+    parser.add_argument("--apart", action="store_true", help="never both processes in memory")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = vars(parser.parse_args())
     cases, scale, output = (options.pop(name) for name in ("cases", "scale", "json"))

@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Waves", "as_waves", "count", "kept", "number", "rising", "schedule", "share", "wave_at"]
+from bonaware._checks import count
+
+__all__ = ["Waves", "as_waves", "kept", "number", "rising", "schedule", "share", "wave_at"]
 
 Waves = int | Sequence[int]
-
-
-def count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number >= least."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"need {name} >= {least}, got {value}")
-    return int(value)
 
 
 def number(name: str, value: Any) -> float:

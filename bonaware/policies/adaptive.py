@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bonaware._checks import count
 from bonaware.policies._base import Decision, Policy, Seen
-from bonaware.policies._options import Waves, as_waves, count, number, schedule, wave_at
+from bonaware.policies._options import Waves, as_waves, number, schedule, wave_at
 
 __all__ = ["POLICY", "Adaptive"]
 

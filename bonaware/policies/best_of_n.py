@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from bonaware._checks import count
 from bonaware.policies._base import Decision, Policy, Seen
-from bonaware.policies._options import count
 
 __all__ = ["POLICY", "BestOfN"]
 

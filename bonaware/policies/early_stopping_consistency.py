@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from bonaware._checks import count
 from bonaware.policies._base import Decision, Seen
 from bonaware.policies._consensus import Consensus
-from bonaware.policies._options import count
 
 __all__ = ["POLICY", "EarlyStoppingConsistency"]
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bonaware.policies._options import count, kept, rising, share
+from bonaware._checks import count
+from bonaware.policies._options import kept, rising, share
 from bonaware.policies._pruning import Pruning
 
 __all__ = ["POLICY", "Prune"]

@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bonaware._checks import count
 from bonaware.policies._base import Seen
-from bonaware.policies._options import count
 from bonaware.policies.prune import Prune
 
 __all__ = ["POLICY", "PruneRandom"]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from bonaware.policies._options import count, kept, share
+from bonaware._checks import count
+from bonaware.policies._options import kept, share
 from bonaware.policies._pruning import Pruning
 
 __all__ = ["POLICY", "SpeculativeRejection"]
