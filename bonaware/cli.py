@@ -200,15 +200,21 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         raise UsageError("--export writes what is in the store: it needs --model and a store")
     if args.export and Path(args.export).suffix not in (".parquet", ".jsonl"):
         raise UsageError(f"--export needs a name ending in .parquet or .jsonl, got {args.export}")
-    drawing = [a for a in args.drawing if getattr(args, a.dest) != a.default]
-    if args.samples and drawing:
-        raise UsageError(f"{drawing[0].option_strings[0]} is for drawing; --samples are drawn")
+    if args.samples:
+        _refuse(args, args.drawing, "is for drawing; --samples are drawn")
     if args.report and not Path(args.report).absolute().parent.is_dir():
         raise UsageError(f"--report {args.report}: {Path(args.report).parent} is no folder")
     if args.plot:
         _need("matplotlib", "plots need matplotlib: pip install 'bonaware[plot]'")
     if args.export and Path(args.export).suffix == ".parquet":
         _need("pyarrow", "Parquet needs pyarrow: pip install 'bonaware[arrow]'")
+
+
+def _refuse(args: argparse.Namespace, actions: Iterable[argparse.Action], why: str) -> None:
+    """No option is ignored in silence."""
+    for action in actions:
+        if getattr(args, action.dest) != action.default:
+            raise UsageError(f"{action.option_strings[0]} {why}")
 
 
 def _need(module: str, sentence: str) -> None:
