@@ -362,7 +362,7 @@ def evaluate(
         else:
             by_policy = _ByPolicy(policy, judges, db, kept, (len(problems), n))
             drawing = by_policy.drawing(lm, task, problems, prompts,
-                                        _requests(tokens, by_policy.kept, n),
+                                        _requests(tokens, [], n),
                                         sampling | {"rng": settings["seed"]})
             kept = by_policy.kept
         complete = _draw(drawing, kept, len(problems) * n, db, progress, by_policy)
@@ -423,8 +423,8 @@ class _ByPolicy:
         def answer(prompt: int, text: str) -> str | None:
             return task.answer(problems[prompt], text)
 
-        wanted = [replace(r, indices=range(self.shape[1])) for r in requests
-                  if r.prompt not in self.done]
+        # All of it: samples that serve again are for the policy to ask for.
+        wanted = [request for request in requests if request.prompt not in self.done]
         guide = Guide(self.policy, self.judge, problems, answer)
         served = {(s.prompt, s.index): (s, float(self._found[s.prompt, s.index]))
                   for s in self.kept if s.prompt not in self.done}
@@ -567,8 +567,6 @@ def _draw(
                     db.add(sample)
                 kept.append(sample)
                 bar(sample)
-        if by_policy is not None:
-            by_policy.settle()
     except KeyboardInterrupt:
         kept_in = "in memory" if db is None else f"in {db.path}; the same call goes on from there"
         of = "" if by_policy else f" of {total}"
@@ -577,6 +575,9 @@ def _draw(
             stacklevel=3,
         )
         return False
+    finally:
+        if by_policy is not None:
+            by_policy.settle()
     return True
 
 

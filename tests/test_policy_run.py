@@ -1,0 +1,123 @@
+"""Runs under a policy: what is stored, what a broken one goes on with, and what is said of it."""
+
+import shutil
+
+import numpy as np
+import pytest
+from fakes import Digits
+
+import bonaware as bon
+from bonaware import _drawing, _scheduling, policies
+from bonaware.tasks import Problem
+
+PROBLEMS = 4
+
+
+class Letters(Digits):
+    """A reward that any text has by its length; prompts are ids."""
+
+    name = "letters"
+    stop_strings = ()
+    max_new_tokens = 12
+
+    def load(self, split="test", limit=None):
+        return [Problem(str(p), [1, 4 + p, 9], p) for p in range(PROBLEMS)][:limit]
+
+    def reward(self, problem, text):
+        return float(len(text) % 3 == problem.answer % 3)
+
+    def answer(self, problem, text):
+        return str(len(text) % 3)
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    return bon.LM.load(tiny("counting", tokenizer=True), threads=1)
+
+
+BEST = policies.get("best_of_n", n=3)
+ADAPTIVE = policies.get("adaptive", threshold=0.4, n=4, anneal="constant")
+PRUNE = policies.get("prune", n=4, checkpoints=4, fractions=0.5)
+VOTES = policies.get("adaptive_consistency", n=5)
+
+
+class Chance:
+    """A probability for each sample, which its tokens decide."""
+
+    def __init__(self, shift=0):
+        self.shift = shift
+
+    def read(self, live):
+        return np.array([self.of(sample.tokens) for sample in live.samples])
+
+    def score(self, problems, samples):
+        scores = [[self.of(tokens) for tokens in row] for row in samples.tokens]
+        return np.where(samples.valid, scores, np.nan)
+
+    def of(self, tokens):
+        return (int(tokens.sum()) * 7 + self.shift) % 11 / 10
+
+
+def evaluated(lm, policy, store=None, **options):
+    options = {"verifiers": {"chance": Chance()}, "progress": False, "rng": 5} | options
+    return bon.evaluate(lm, Letters(), policy=policy, temperature=1.2, store=store, **options)
+
+
+def same(one, other):
+    assert one.done == other.done
+    assert one.complete == other.complete
+    assert one.samples.text == other.samples.text
+    np.testing.assert_array_equal(one.samples.finish_reason, other.samples.finish_reason)
+    np.testing.assert_array_equal(one.rewards, other.rewards)
+    assert one.scores.keys() == other.scores.keys()
+    for name, score in one.scores.items():
+        np.testing.assert_array_equal(score, other.scores[name])
+
+
+# -- broken off --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [BEST, ADAPTIVE, PRUNE, VOTES], ids=lambda p: type(p).__name__)
+def test_a_run_killed_after_any_sample_goes_on_to_the_same_result(lm, tmp_path, policy):
+    """A copy of the store's files, made while it is written, is what a kill leaves."""
+    (tmp_path / "run").mkdir()
+
+    def keep(sample):
+        copies.append(shutil.copytree(tmp_path / "run", tmp_path / str(len(copies))))
+
+    copies = []
+    unbroken = evaluated(lm, policy, tmp_path / "run" / "one.sqlite", progress=keep)
+    assert len(unbroken.done) == PROBLEMS
+    assert len(copies) == unbroken.samples.valid.sum()
+    for copy in copies:
+        same(evaluated(lm, policy, copy / "one.sqlite"), unbroken)
+
+
+@pytest.mark.parametrize("stop", range(1, 3 * PROBLEMS + 1))
+def test_a_run_stopped_by_ctrl_c_after_any_sample_goes_on_to_the_same_result(lm, tmp_path, stop):
+    seen = []
+
+    def press(sample):
+        seen.append(sample)
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+
+    store = tmp_path / "run.sqlite"
+    with pytest.warns(UserWarning, match="interrupted"):
+        assert not evaluated(lm, BEST, store, progress=press).complete
+    same(evaluated(lm, BEST, store), evaluated(lm, BEST))
+
+
+def test_ctrl_c_notes_the_prompts_that_are_done(lm, monkeypatch):
+    def press(drawing, request):
+        if request.prompt == 1:
+            raise KeyboardInterrupt
+        return add(drawing, request)
+
+    add = _drawing.Drawing._add_prompt
+    monkeypatch.setattr(_drawing.Drawing, "_add_prompt", press)
+    monkeypatch.setattr(_scheduling, "MAX_SLOTS", 1)  # one prompt after another
+    with pytest.warns(UserWarning, match="interrupted"):
+        broken = evaluated(lm, BEST)
+    assert list(broken.done) == [0]
+    assert "interrupted, 1 prompts are done" in broken.head
