@@ -93,6 +93,8 @@ class Policy:
     n: int
     #: Of "scores", "prefix_scores" and "answers", what `decide` and `choose` read.
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
+    #: Whether `decide` compares scores with a probability.
+    probabilities: ClassVar[bool] = False
     #: Rising numbers of tokens at which samples rest.
     checkpoints: tuple[int, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class Adaptive(Policy):
     n: int = 16
     waves: Waves = 1
     anneal: str | Sequence[float] = "exponential"
+    probabilities: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         count("n", self.n)
