@@ -200,6 +200,7 @@ const char *bon_batch_fault(const bon_model *model, const bon_batch *batch, size
         if (batch->target_row[t] >= rows
             || (t > 0 && batch->target_row[t] < batch->target_row[t - 1]))
             return "rows of targets must exist and ascend";
+        *found = BON_NO_NUMBER;
         if (!isfinite(batch->target_weight[t])) return "weights must be finite";
         if (batch->target_probability
             && !(batch->target_probability[t] >= 0.0f && batch->target_probability[t] <= 1.0f))

@@ -24,6 +24,8 @@
 #ifndef BON_BACKWARD_H
 #define BON_BACKWARD_H
 
+#include <limits.h>
+
 #include "attention_grad.h"
 #include "lora.h"
 #include "model.h"
@@ -47,7 +49,9 @@ typedef struct {
 } bon_batch;
 
 /* What is wrong with a batch: NULL if nothing, else what must hold, with the index of
- * the first tree, token, target that breaks it (found: what is there instead). */
+ * the first tree, token, target that breaks it (found: what is there instead, or
+ * BON_NO_NUMBER where that is not a whole number). */
+#define BON_NO_NUMBER LONG_MIN
 const char *bon_batch_fault(const bon_model *model, const bon_batch *batch, size_t *index,
                             long *found);
 

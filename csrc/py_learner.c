@@ -33,8 +33,11 @@ static PyObject *Learner_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         Py_DECREF(self);
         return NULL;
     }
-    const bon_status status = bon_learner_create(
-        model, adapters ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL, (size_t)memory, &self->learner);
+    bon_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bon_learner_create(model, adapters ? BON_TRAIN_ADAPTERS : BON_TRAIN_ALL,
+                                (size_t)memory, &self->learner);
+    Py_END_ALLOW_THREADS
     bon_model_end_use(object);
     if (status != BON_OK) {
         Py_DECREF(self);
@@ -199,7 +202,11 @@ static PyObject *Learner_accumulate(LearnerObject *self, PyObject *args)
     long found;
     const char *fault = bon_batch_fault(bon_model_of(self->model), &batch, &index, &found);
     if (fault) {
-        PyErr_Format(PyExc_ValueError, "%s: number %zu of the batch has %ld", fault, index, found);
+        if (found == BON_NO_NUMBER)
+            PyErr_Format(PyExc_ValueError, "%s: number %zu of the batch is not", fault, index);
+        else
+            PyErr_Format(PyExc_ValueError, "%s: number %zu of the batch has %ld", fault, index,
+                         found);
         goto done;
     }
     const npy_intp shape = (npy_intp)batch.targets;
@@ -259,7 +266,9 @@ PyDoc_STRVAR(Learner_zero_doc, "zero($self, /)\n--\n\nForgets the gradient.");
 static PyObject *Learner_zero(LearnerObject *self, PyObject *Py_UNUSED(args))
 {
     if (enter(self) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
     bon_learner_zero(self->learner);
+    Py_END_ALLOW_THREADS
     self->busy = false;
     Py_RETURN_NONE;
 }
@@ -357,8 +366,10 @@ static PyObject *Learner_get(LearnerObject *self, PyObject *args)
         Py_XDECREF(out);
         return NULL;
     }
-    const bon_status status =
-        bon_learner_get(self->learner, kind, slot, (size_t)layer, PyArray_DATA(out));
+    bon_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bon_learner_get(self->learner, kind, slot, (size_t)layer, PyArray_DATA(out));
+    Py_END_ALLOW_THREADS
     leave_use(self, false);
     if (status == BON_OK) return (PyObject *)out;
     Py_DECREF(out);
@@ -388,8 +399,10 @@ static PyObject *Learner_set(LearnerObject *self, PyObject *args)
         return PyErr_Format(PyExc_ValueError, "slot %s must have shape [%zd, %zd]", slot_name,
                             shape[0], shape[1]);
     if (enter_change(self) < 0) return NULL;
-    const bon_status status =
-        bon_learner_set(self->learner, kind, slot, (size_t)layer, PyArray_DATA(array));
+    bon_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bon_learner_set(self->learner, kind, slot, (size_t)layer, PyArray_DATA(array));
+    Py_END_ALLOW_THREADS
     leave_change(self);
     if (status != BON_OK) return raise_engine_status(status);
     Py_RETURN_NONE;

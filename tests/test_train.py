@@ -859,7 +859,7 @@ def test_truncation_that_truncates_nothing_is_fine():
      "need at least one prompt, got none"),
     (lambda t, s: t.step([], [], []), ValueError, "need at least one prompt, got none"),
     (lambda t, s: t.step(PROMPTS, s.tokens, REWARDS * 1e300), ValueError,
-     "weights must be finite: number 0 of the batch has 2"),
+     "weights must be finite: number 0 of the batch is not"),
     (lambda t, s: t.step_scores(PROMPTS, s.tokens, REWARDS), ValueError,
      "a score head of one label, but LlamaForCausalLM is a LlamaForCausalLM with 0"),
     (lambda t, s: t.fit(7, 1), TypeError, "source must be a task, its name, or a callable"),
