@@ -152,7 +152,7 @@ class Drawing(Iterator[Sample]):
                 for number, state in events:
                     if number not in self._samples:
                         continue  # ended by a stop string: finished when that was seen
-                    if state != "live" or self._stop_string_ends(number):
+                    if self._rests(number, state):
                         yield self._finish(number)
         except KeyboardInterrupt:
             yield from self._rest()
@@ -172,12 +172,13 @@ class Drawing(Iterator[Sample]):
                 self._session.end(number, "aborted")
             yield self._finish(number)
 
-    def _stop_string_ends(self, number: int) -> bool:
-        """Whether the newest token completed a stop string; then the sample ends."""
-        if not self._stops.hit(self._session.tail(number, self._stops.window)):
-            return False
-        self._session.end(number, "stop")
-        return True
+    def _rests(self, number: int, state: str) -> bool:
+        """Whether a sample of which there is news draws no more; a stop string ends it here."""
+        if state in ("live", "held") and self._stops is not None and self._stops.hit(
+                self._session.tail(number, self._stops.window)):
+            self._session.end(number, "stop")
+            return True
+        return state != "live"
 
     def _finish(self, number: int) -> Sample:
         sample = self._sample(number)

@@ -20,7 +20,8 @@ from bonaware._drawing import MAX_SLOTS, STEPS, Drawing, Room
 from bonaware.config import engine
 from bonaware.policies import Policy
 from bonaware.policies._course import Course
-from bonaware.samples import Request, Sample, Samples, Stats
+from bonaware.samples import Request, Sample, Stats
+from bonaware.verifiers._live import score_live
 
 if TYPE_CHECKING:
     from bonaware.lm import LM
@@ -48,16 +49,21 @@ class Live:
         Of each sample; None where there are only prompts.
     """
 
-    def __init__(self, drawing: "Scheduled", numbers: Sequence[int]) -> None:
+    def __init__(self, drawing: "Scheduled", numbers: ArrayLike,
+                 samples: Sequence[Sample]) -> None:
         self._drawing = drawing
-        self._numbers = np.array(numbers, np.uintp)
+        self._numbers = np.asarray(numbers, np.uintp)
         self.lm = drawing.lm
-        self.samples = [drawing._sample(number) for number in numbers]
+        self.samples = list(samples)
         self.prompts = [drawing.prompts[sample.prompt] for sample in self.samples]
         self.problems = [drawing.guide.problem(sample.prompt) for sample in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def part(self, which: NDArray[np.intp]) -> "Live":
+        """Those at some places."""
+        return Live(self._drawing, self._numbers[which], [self.samples[i] for i in which])
 
     def ask(self, question: ArrayLike, named: ArrayLike,
             which: Sequence[int] | None = None) -> NDArray[np.float32]:
@@ -134,14 +140,14 @@ class Guide:
         found = np.full(len(live), np.nan)
         held = np.array([sample.finish_reason == "held" for sample in live.samples], bool)
         wanted = np.where(held, "prefix_scores" in self.policy.needs, self.verifier is not None)
-        if not wanted.any():
-            return found
-        if hasattr(self.verifier, "read"):
-            return np.where(wanted, self.verifier.read(live), np.nan)
-        for i in np.flatnonzero(wanted):
-            alone = Samples.from_list([live.prompts[i]], [_at_origin(live.samples[i])], 1)
-            found[i] = self.verifier.score([live.problems[i]], alone)[0, 0]
+        if wanted.any():
+            found[wanted] = self._read(live.part(np.flatnonzero(wanted)))
         return found
+
+    def _read(self, live: Live) -> NDArray[np.float64]:
+        if hasattr(self.verifier, "read"):
+            return self.verifier.read(live)
+        return score_live(self.verifier, live)
 
     def answer(self, sample: Sample) -> str | None:
         """What a sample votes for, where the policy wants to know."""
@@ -237,11 +243,11 @@ class Scheduled(Drawing):
 
     def _after(self, events: Sequence[tuple[int, str]]) -> Iterator[Sample]:
         """Read the samples that have come to rest, and ask the policies of their prompts."""
-        rested = [number for number, state in events if number in self._samples
-                  and (state != "live" or self._stop_string_ends(number))]
+        rested = [number for number, state in events
+                  if number in self._samples and self._rests(number, state)]
         if not rested:
             return
-        live = Live(self, rested)
+        live = Live(self, rested, [self._sample(number) for number in rested])
         ended = []
         scores = self.guide.scores(live).tolist()
         for number, sample, score in zip(rested, live.samples, scores, strict=True):
@@ -306,7 +312,3 @@ class Scheduled(Drawing):
         self._asked += len(numbers) * len(question)
         self._ask_seconds += time.monotonic() - began
         return np.concatenate([np.empty((0, len(named)), np.float32), *parts])
-
-
-def _at_origin(sample: Sample) -> Sample:
-    return replace(sample, prompt=0, index=0)

@@ -127,6 +127,60 @@ def test_samples_of_likelihood_and_certainty_are_read_without_a_question(lm, who
         assert online.stats.question_tokens == 0
 
 
+def test_only_scores_that_the_policy_needs_are_asked_for(tiny):
+    lm = bon.LM.load(tiny("counting", eos=[1, 2]), threads=1)  # whose samples end anywhere
+    policy = policies.get("prune_random", n=8, checkpoints=(4, 9), fractions=(0.75, 0.75))
+    found = lm.generate([[5, 3], [4, 4, 9]], policy=policy, verifier=judge(), max_new_tokens=LENGTH,
+                        progress=False)
+    ended = np.isfinite(found.scores)
+    assert 0 < ended.sum() < found.valid.sum()
+    assert found.stats.question_tokens == 5 * ended.sum()
+
+
+class Digest:
+    """A verifier of one's own: scores whole samples, and remembers how many at a time."""
+
+    def __init__(self):
+        self.calls = []
+
+    def score(self, problems, samples):
+        self.calls.append([len(problems), int(samples.valid.sum())])
+        assert len(problems) == len(samples)
+        scores = np.full(samples.valid.shape, np.nan)
+        for s in samples:
+            assert samples.prompts[s.prompt] in PROMPTS
+            scores[s.prompt, s.index] = len(samples.prompts[s.prompt]) + s.tokens.sum() / 1e4
+        return scores
+
+
+def test_samples_that_end_together_are_scored_together(lm, whole):
+    verifier = Digest()
+    found = drawn(lm, policies.get("best_of_n", n=8), verifier)
+    same(found, whole)
+    np.testing.assert_array_equal(found.scores, Digest().score([None] * 5, whole))
+    assert sum(count for _, count in verifier.calls) == whole.valid.sum()
+    assert max(prompts for prompts, _ in verifier.calls) > 1
+    assert len(verifier.calls) < whole.valid.sum() / 2
+
+
+def test_a_stop_string_ends_a_sample_at_its_checkpoint_too(writer):
+    prompts, likelihood = ["ab", "b", "ca"], bon.verifiers.get("likelihood")
+    settings = {"max_new_tokens": 16, "rng": 0, "temperature": 1.2, "progress": False}
+    at_checkpoints = 0
+    for stop in ("a", "b", "c.", " "):
+        settings["stop_strings"] = [stop]
+        whole = writer.generate(prompts, n=6, **settings)
+        stopped = whole.finish_reason == "stop"
+        for at in np.unique(whole.lengths[stopped]).tolist():
+            policy = policies.get("prune", n=6, checkpoints=at, fractions=0.5)
+            online = writer.generate(prompts, policy=policy, verifier=likelihood, **settings)
+            found = replay(policy, whole, likelihood.score(prompts, whole),
+                           likelihood.prefix_scores(prompts, whole, [at]))
+            same(online, found.samples)
+            at_checkpoints += (stopped & (whole.lengths == at)).sum()
+    assert at_checkpoints > 20
+
+
 def test_annealing_gives_every_sample_its_own_temperature(lm):
     found = drawn(lm, policies.get("adaptive", threshold=1.0, n=4), temperature=2.0)
     np.testing.assert_allclose(found.temperature, [[0, 1, 1.5, 1.75]] * len(PROMPTS))

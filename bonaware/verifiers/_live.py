@@ -1,0 +1,41 @@
+"""Live samples for verifiers that score tables of samples: all of them in one."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonaware.samples import Sample, Samples
+
+__all__ = ["score_live"]
+
+
+def score_live(verifier: Any, live: Any) -> NDArray[np.float64]:
+    """What `verifier.score` gives live samples as they are.
+
+    Parameters
+    ----------
+    verifier : Verifier
+    live : bonaware._scheduling.Live
+        m >= 1 samples.
+
+    Returns
+    -------
+    float64, shape [m]
+    """
+    positions = [sample.prompt for sample in live.samples]
+    prompts = dict(zip(positions, live.prompts, strict=True))
+    problems = dict(zip(positions, live.problems, strict=True))
+    rows = {position: row for row, position in enumerate(prompts)}
+    placed = [_placed(sample, rows[sample.prompt]) for sample in live.samples]
+    indices = [sample.index for sample in placed]
+    samples = Samples.from_list(list(prompts.values()), placed, 1 + max(indices))
+    scores = verifier.score(list(problems.values()), samples)
+    return scores[[sample.prompt for sample in placed], indices]
+
+
+def _placed(sample: Sample, row: int) -> Sample:
+    """The sample in another row; one that is held as if it were cut there."""
+    held = sample.finish_reason == "held"
+    return replace(sample, prompt=row, finish_reason="aborted" if held else sample.finish_reason)
