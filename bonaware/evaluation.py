@@ -22,7 +22,7 @@ import bonaware
 from bonaware import _lookup, policies, select, tasks
 from bonaware._progress import Bar, Progress
 from bonaware.curves import Curves, curves, which_k
-from bonaware.policies import Policy
+from bonaware.policies import WHOLE, Policy
 from bonaware.samples import Request, Sample, Samples, seed_of
 from bonaware.store import Store
 from bonaware.verifiers import get as get_verifier
@@ -408,12 +408,8 @@ class _ByPolicy:
         self._stored = {(s.prompt, s.index) for s in stored}
         self._found = found
         # What was drawn for a prompt that is not done serves again, but for its checkpoints.
-        self.kept = [s for s in stored if s.prompt in self.done or self._serves(s)]
+        self.kept = [s for s in stored if s.prompt in self.done or not policy.checkpoints]
         self._drawing: Any = None
-
-    def _serves(self, sample: Sample) -> bool:
-        scored = not np.isnan(self._found[sample.prompt, sample.index])
-        return not self.policy.checkpoints and (scored or "scores" not in self.policy.needs)
 
     def drawing(self, lm: Any, task: Any, problems: Sequence[Any], prompts: Sequence[Any],
                 requests: Sequence[Request], sampling: dict[str, Any]) -> Any:
@@ -432,15 +428,17 @@ class _ByPolicy:
         return self._drawing
 
     def keep(self, sample: Sample) -> None:
-        """Put a finished sample into the store, and the prompts that are done."""
+        """Put a finished sample into the store with its score, and the prompts that are done."""
         place = sample.prompt, sample.index
-        score = self._drawing.scores.get(place, np.nan)
-        self._found[place] = score
-        if self.db is not None:
-            if place not in self._stored:
-                self.db.add(sample)
-            self.db.put_score(str(self.name), sample, score)
+        self._found[place] = score = self._drawing.scores.get(place, np.nan)
+        if self.db is not None and place not in self._stored:
+            self.db.add(sample, {str(self.name): score})
         self.settle()
+
+    def unread(self, sample: Sample) -> bool:
+        """Whether Ctrl-C came before the verifier could read it; then it is drawn again."""
+        return (self.name is not None and sample.finish_reason in WHOLE
+                and (sample.prompt, sample.index) not in self._drawing.scores)
 
     def settle(self) -> None:
         """Note the prompts that are done since it was last called."""
@@ -559,7 +557,7 @@ def _draw(
     try:
         with Bar(None if by_policy else total, progress, done=len(kept)) as bar:
             for sample in drawing or ():
-                if sample.finish_reason == "aborted":
+                if sample.finish_reason == "aborted" or (by_policy and by_policy.unread(sample)):
                     continue
                 if by_policy is not None:
                     by_policy.keep(sample)

@@ -226,8 +226,14 @@ class Store:
                     "give another store"
                 )
 
-    def add(self, sample: Sample) -> None:
-        """Commit one finished sample.
+    def add(self, sample: Sample, scores: Mapping[str, float] | None = None) -> None:
+        """Commit one finished sample, and in the same transaction what was said of it.
+
+        Parameters
+        ----------
+        sample : Sample
+        scores : mapping of name -> float, optional
+            By the verifiers that read it while it was drawn; NaN: it has none.
 
         Raises
         ------
@@ -248,16 +254,11 @@ class Store:
             np.asarray(sample.sampled_logp, FLOAT32).tobytes(),
             np.asarray(sample.certainty, FLOAT32).tobytes(),
         )
-        with self._errors():
+        scored = [(name, sample.prompt, sample.index, float(score))
+                  for name, score in (scores or {}).items() if not np.isnan(score)]
+        with self._errors(), self._transaction():
             self._db.execute("INSERT INTO samples VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-
-    def put_score(self, name: str, sample: Sample, score: float) -> None:
-        """Commit the score of one sample, or that it has none (NaN)."""
-        with self._errors():
-            if np.isnan(score):
-                return
-            self._db.execute("INSERT OR REPLACE INTO scores VALUES(?, ?, ?, ?)",
-                             (name, sample.prompt, sample.index, float(score)))
+            self._db.executemany("INSERT INTO scores VALUES(?, ?, ?, ?)", scored)
 
     def put_done(self, chosen: Mapping[int, int]) -> None:
         """Prompts that a policy is done with, each with the sample that it took, or -1."""

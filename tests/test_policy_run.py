@@ -8,6 +8,7 @@ from fakes import Digits
 
 import bonaware as bon
 from bonaware import _drawing, _scheduling, policies
+from bonaware.store import Store
 from bonaware.tasks import Problem
 
 PROBLEMS = 4
@@ -42,12 +43,16 @@ VOTES = policies.get("adaptive_consistency", n=5)
 
 
 class Chance:
-    """A probability for each sample, which its tokens decide."""
+    """A probability for each sample, which its tokens decide; none where their sum is odd."""
 
-    def __init__(self, shift=0):
+    def __init__(self, shift=0, patience=100):
         self.shift = shift
+        self.patience = patience  # presses Ctrl-C when it is asked for more
 
     def read(self, live):
+        self.patience -= len(live)
+        if self.patience < 0:
+            raise KeyboardInterrupt
         return np.array([self.of(sample.tokens) for sample in live.samples])
 
     def score(self, problems, samples):
@@ -55,7 +60,8 @@ class Chance:
         return np.where(samples.valid, scores, np.nan)
 
     def of(self, tokens):
-        return (int(tokens.sum()) * 7 + self.shift) % 11 / 10
+        total = int(tokens.sum())
+        return np.nan if total % 2 else (total * 7 + self.shift) % 11 / 10
 
 
 def evaluated(lm, policy, store=None, **options):
@@ -121,3 +127,21 @@ def test_ctrl_c_notes_the_prompts_that_are_done(lm, monkeypatch):
         broken = evaluated(lm, BEST)
     assert list(broken.done) == [0]
     assert "interrupted, 1 prompts are done" in broken.head
+
+
+@pytest.mark.parametrize("patience", range(5))
+def test_ctrl_c_before_a_sample_was_read_draws_it_again(lm, tmp_path, patience):
+    store = tmp_path / "run.sqlite"
+    with pytest.warns(UserWarning, match="interrupted"):
+        evaluated(lm, ADAPTIVE, store, verifiers={"chance": Chance(patience=patience)})
+    same(evaluated(lm, ADAPTIVE, store), evaluated(lm, ADAPTIVE))
+
+
+def test_samples_without_a_score_are_not_drawn_again(lm, tmp_path):
+    run = evaluated(lm, BEST, tmp_path / "run.sqlite")
+    assert np.isnan(run.scores["chance"][run.samples.valid]).any()
+    with Store(tmp_path / "run.sqlite") as store:
+        store._db.execute("DELETE FROM done")  # as if it had been killed
+    again = evaluated(lm, BEST, tmp_path / "run.sqlite")
+    assert again.samples.stats.new_tokens == 0
+    same(again, run)

@@ -118,6 +118,20 @@ def test_rewards_scores_and_answers_come_back_and_are_replaced(tmp_path):
     np.testing.assert_array_equal(scores["likelihood"], -rewards)
 
 
+def test_a_sample_is_committed_with_its_scores_or_not_at_all(tmp_path):
+    with begun(tmp_path / "run.sqlite") as store:
+        store.add(sample(0, 0), {"read": 0.25, "none": np.nan})
+        with pytest.raises(StoreError, match="UNIQUE"):
+            store.add(sample(0, 0), {"read": 0.5})
+        store._db.execute("INSERT INTO scores VALUES('read', 1, 0, 0.5)")
+        with pytest.raises(StoreError, match="UNIQUE"):
+            store.add(sample(1, 0), {"read": 0.75})
+        assert [(s.prompt, s.index) for s in store.samples()] == [(0, 0)]
+        found = store.scores((2, 1))
+    assert found.keys() == {"read"}
+    np.testing.assert_array_equal(found["read"], [[0.25], [0.5]])
+
+
 def test_problems_and_settings_come_back(tmp_path):
     with begun(tmp_path / "run.sqlite"):
         pass
