@@ -120,6 +120,7 @@ class Live:
         while min(len(self.session.view(number)[1]) for number in self.numbers) < steps:
             self.session.run(1)
         self.prompts = [prompt for prompt in PROMPTS for _ in range(4)]
+        self.problems = [None] * len(self.prompts)
 
     @property
     def samples(self):
@@ -183,6 +184,17 @@ def test_another_model_reads_live_samples_anew():
         want = probabilities(other, [*prompt, *sample.tokens, 7])[3]
         assert score == pytest.approx(want, abs=1e-5)
     assert verifier.question_tokens(other) == 1
+
+
+def test_another_model_reads_the_samples_of_a_prompt_in_one_pass(monkeypatch):
+    live, other = Live(without_end(), steps=4), model(rng=5)
+    verifier = verifiers.get("self_evaluation", model=other, question=[7], target=3, other=4)
+    logp, read = other.logp, []
+    monkeypatch.setattr(other, "logp", lambda prompts, texts: (
+        read.append((prompts[0], len(texts[0]))) or logp(prompts, texts)))
+    verifier.read(live)
+    different = [len({s.tokens.tobytes() for s in live.samples[at:at + 4]}) for at in (0, 4)]
+    assert read == list(zip(PROMPTS, different, strict=True))
 
 
 @pytest.mark.parametrize("ends", [[], [1]], ids=["token", "turn"])
@@ -383,6 +395,8 @@ def test_a_model_is_loaded_as_the_options_say(tmp_path):
     options = {"model": tmp_path / "model", "dtype": "bfloat16", "threads": 1, "memory": 10**8}
     found = verifiers.get("self_evaluation", **options).model
     assert (found.dtype, found.threads, found.memory) == ("bfloat16", 1, 10**8)
+    verifier = verifiers.get("self_evaluation", **options)
+    assert replace(verifier, lm=trained()).model is verifier.model
     for wrong, sentence in (({"model": trained()}, "Llama.* is an LM"), ({}, "none is given")):
         with pytest.raises(ValueError, match=f"for a model that is loaded here, but {sentence}"):
             verifiers.get("self_evaluation", threads=1, **wrong)
@@ -417,6 +431,9 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"sample 0 of prompt 0 do not mean its text to the "
                                          r"tokenizer of LlamaForCausalLM"):
         verifiers.get("self_evaluation", model=other, **options).score([None], samples)
+    with pytest.raises(ValueError, match="of prompt 0 do not mean its text to the tokenizer"):
+        lm.generate(["ab"], policy=bon.policies.get("best_of_n", n=3), max_new_tokens=5,
+                    verifier=verifiers.get("self_evaluation", model=other, **options))
 
 
 @pytest.mark.parametrize(("change", "sentence"), [

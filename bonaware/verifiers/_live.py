@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware.samples import Sample, Samples
+from bonaware.samples import FINISH_REASONS, Sample, Samples
 
 __all__ = ["score_live"]
 
@@ -36,6 +36,6 @@ def score_live(verifier: Any, live: Any) -> NDArray[np.float64]:
 
 
 def _placed(sample: Sample, row: int) -> Sample:
-    """The sample in another row; one that is held as if it were cut there."""
-    held = sample.finish_reason == "held"
-    return replace(sample, prompt=row, finish_reason="aborted" if held else sample.finish_reason)
+    """The sample in another row; one that may go on as if it were cut here."""
+    reason = sample.finish_reason if sample.finish_reason in FINISH_REASONS else "aborted"
+    return replace(sample, prompt=row, finish_reason=reason)

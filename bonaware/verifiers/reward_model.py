@@ -1,7 +1,7 @@
 """reward_model: what a model with a score head thinks of prompt and sample."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,12 @@ class RewardModel:
     """
 
     model: Any
-    dtype: str = "auto"
-    threads: int | None = None
-    memory: int | None = None
+    dtype: InitVar[str] = "auto"
+    threads: InitVar[int | None] = None
+    memory: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        model = loaded(self.model, self.dtype, self.threads, self.memory)
+    def __post_init__(self, dtype: str, threads: int | None, memory: int | None) -> None:
+        model = loaded(self.model, dtype, threads, memory)
         object.__setattr__(self, "model", model)
         if self.model.labels != 1:
             found = f"{self.model.labels} labels" if self.model.labels else "none"

@@ -1,7 +1,7 @@
 """self_evaluation: whether the model itself thinks that starting over would do better."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from bonaware.lm import LM
 from bonaware.samples import Samples
 from bonaware.tasks import Problem
 from bonaware.verifiers import check_prompts
+from bonaware.verifiers._live import score_live
 from bonaware.verifiers._loading import loaded
 from bonaware.verifiers.reward_model import means
 
@@ -82,13 +83,13 @@ class SelfEvaluation:
     other: int | str | None = None
     renormalise: bool = False
     lm: Any = None
-    dtype: str = "auto"
-    threads: int | None = None
-    memory: int | None = None
+    dtype: InitVar[str] = "auto"
+    threads: InitVar[int | None] = None
+    memory: InitVar[int | None] = None
     _asked: list[tuple[Any, Question]] = field(default_factory=list, init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        model = loaded(self.model, self.dtype, self.threads, self.memory)
+    def __post_init__(self, dtype: str, threads: int | None, memory: int | None) -> None:
+        model = loaded(self.model, dtype, threads, memory)
         object.__setattr__(self, "model", model)
         if (reader := self.model or self.lm) is not None:
             self._question(reader)  # what cannot be asked is said here
@@ -205,14 +206,11 @@ class SelfEvaluation:
         Raises
         ------
         ValueError
-            The context has no room for the question.
+            The context has no room for the question; or as for `score`, where another model reads.
         """
-        scores = np.empty(len(live.samples))
         if not self._asks(live.lm):
-            for i, (prompt, sample) in enumerate(zip(live.prompts, live.samples, strict=True)):
-                ids = self.model.encode(prompt)
-                scores[i] = self.ask_anew(self.model, ids, [sample.tokens])[0]
-            return scores
+            return score_live(self, live)
+        scores = np.empty(len(live.samples))
         question = self._question(live.lm)
         ended = np.array([question.has_ended(sample.tokens) for sample in live.samples], bool)
         for kind in (False, True):
