@@ -340,6 +340,7 @@ def evaluate(
         "max_new_tokens": task.max_new_tokens if max_new_tokens is None else max_new_tokens,
         "stop_strings": list(task.stop_strings if stop_strings is None else stop_strings),
     }
+    by_policy = None if policy is None else _ByPolicy(policy, judges, task, problems)
     with nullcontext() if store is None else Store(store) as db:
         settings = {
             "model": lm.name,
@@ -350,21 +351,18 @@ def evaluate(
             **sampling,
             "seed": _seed(rng, db),
         }
-        if policy is not None:
-            settings |= {"policy": policies.describe(policy), "guide": next(iter(judges), None)}
+        if by_policy is not None:
+            settings |= by_policy.settings
         if db is not None:
             db.begin(settings, _rows(problems, prompts, tokens), _session(lm))
         kept = [] if db is None else list(db.samples(len(problems), n))
-        by_policy = None
-        if policy is None:
+        if by_policy is None:
             requests = _requests(tokens, kept, n)
             drawing = lm.stream(requests, **sampling, rng=settings["seed"]) if requests else None
         else:
-            by_policy = _ByPolicy(policy, judges, db, kept, (len(problems), n))
-            drawing = by_policy.drawing(lm, task, problems, prompts,
-                                        _requests(tokens, [], n),
+            kept = by_policy.resume(db, kept)
+            drawing = by_policy.drawing(lm, prompts, _requests(tokens, [], n), kept,
                                         sampling | {"rng": settings["seed"]})
-            kept = by_policy.kept
         complete = _draw(drawing, kept, len(problems) * n, db, progress, by_policy)
         samples = Samples.from_list(
             prompts, kept, n, stats=drawing and drawing.stats, settings=settings
@@ -394,45 +392,55 @@ def evaluate(
 class _ByPolicy:
     """What a policy does in a run: what it had done before, and what is kept of it now."""
 
-    def __init__(self, policy: Policy, judges: Mapping[str, Any], db: Store | None,
-                 stored: Sequence[Sample], shape: tuple[int, int]) -> None:
-        self.policy = policy
-        self.name, self.judge = next(iter(judges.items()), (None, None))
-        self.db = db
-        self.shape = shape
-        self.done: dict[int, int] = {}
-        found = np.full(shape, np.nan)
-        if db is not None:
-            self.done = {p: i for p, i in db.done().items() if p < shape[0]}
-            found = db.scores(shape).get(str(self.name), found)
-        self._stored = {(s.prompt, s.index) for s in stored}
-        self._found = found
-        # What was drawn for a prompt that is not done serves again, but for its checkpoints.
-        self.kept = [s for s in stored if s.prompt in self.done or not policy.checkpoints]
-        self._drawing: Any = None
-
-    def drawing(self, lm: Any, task: Any, problems: Sequence[Any], prompts: Sequence[Any],
-                requests: Sequence[Request], sampling: dict[str, Any]) -> Any:
-        """The samples that are missing."""
-        from bonaware._scheduling import Guide, Scheduled
+    def __init__(self, policy: Policy, judges: Mapping[str, Any], task: Any,
+                 problems: Sequence[Any]) -> None:
+        from bonaware._scheduling import Guide
 
         def answer(prompt: int, text: str) -> str | None:
             return task.answer(problems[prompt], text)
 
-        # All of it: samples that serve again are for the policy to ask for.
+        self.policy = policy
+        self.name, judge = next(iter(judges.items()), (None, None))
+        self.guide = Guide(policy, judge, problems, answer)
+        self.done: dict[int, int] = {}
+        self.found = np.full((len(problems), policy.n), np.nan)  # scores by the guide
+        self._db: Store | None = None
+        self._stored: set[tuple[int, int]] = set()
+        self._drawing: Any = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the samples depend on."""
+        return {"policy": policies.describe(self.policy), "guide": self.name}
+
+    def resume(self, db: Store | None, stored: Sequence[Sample]) -> list[Sample]:
+        """Take up what a store has of it; the samples that need not be drawn again."""
+        if db is None:
+            return []
+        self._db = db
+        self._stored = {(sample.prompt, sample.index) for sample in stored}
+        self.done = {p: i for p, i in db.done().items() if p < len(self.found)}
+        self.found = db.scores(self.found.shape).get(str(self.name), self.found)
+        # What was drawn for a prompt that is not done serves again, but for its checkpoints.
+        return [s for s in stored if s.prompt in self.done or not self.policy.checkpoints]
+
+    def drawing(self, lm: Any, prompts: Sequence[Any], requests: Sequence[Request],
+                kept: Sequence[Sample], sampling: Mapping[str, Any]) -> Any:
+        """The samples that are missing, of what is requested: all of each prompt."""
+        from bonaware._scheduling import Scheduled
+
         wanted = [request for request in requests if request.prompt not in self.done]
-        guide = Guide(self.policy, self.judge, problems, answer)
-        served = {(s.prompt, s.index): (s, float(self._found[s.prompt, s.index]))
-                  for s in self.kept if s.prompt not in self.done}
-        self._drawing = Scheduled(lm, wanted, prompts, self.policy, guide, served, **sampling)
+        served = {(s.prompt, s.index): (s, float(self.found[s.prompt, s.index]))
+                  for s in kept if s.prompt not in self.done}
+        self._drawing = Scheduled(lm, wanted, prompts, self.policy, self.guide, served, **sampling)
         return self._drawing
 
     def keep(self, sample: Sample) -> None:
         """Put a finished sample into the store with its score, and the prompts that are done."""
         place = sample.prompt, sample.index
-        self._found[place] = score = self._drawing.scores.get(place, np.nan)
-        if self.db is not None and place not in self._stored:
-            self.db.add(sample, {str(self.name): score})
+        self.found[place] = score = self._drawing.scores.get(place, np.nan)
+        if self._db is not None and place not in self._stored:
+            self._db.add(sample, {str(self.name): score})
         self.settle()
 
     def unread(self, sample: Sample) -> bool:
@@ -444,13 +452,13 @@ class _ByPolicy:
         """Note the prompts that are done since it was last called."""
         new = {p: i for p, i in self._drawing.chosen.items() if p not in self.done}
         self.done |= new
-        if self.db is not None and new:
-            self.db.put_done(new)
+        if self._db is not None and new:
+            self._db.put_done(new)
 
     @property
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """By the verifier that guided the policy."""
-        return {} if self.name is None else {self.name: self._found}
+        return {} if self.name is None else {self.name: self.found}
 
 
 def _check_sampling(n: int, temperature: Any) -> tuple[int, float | list[float]]:

@@ -145,3 +145,13 @@ def test_samples_without_a_score_are_not_drawn_again(lm, tmp_path):
     again = evaluated(lm, BEST, tmp_path / "run.sqlite")
     assert again.samples.stats.new_tokens == 0
     same(again, run)
+
+
+# -- what is compared with the store -------------------------------------------------
+
+
+def test_a_call_that_is_refused_leaves_the_store_as_it_was(lm, tmp_path):
+    store = tmp_path / "run.sqlite"
+    with pytest.raises(ValueError, match="under way, which verifier Exact"):
+        evaluated(lm, PRUNE, store, verifiers=["exact"])
+    same(evaluated(lm, PRUNE, store), evaluated(lm, PRUNE))
