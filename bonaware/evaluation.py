@@ -376,7 +376,8 @@ def evaluate(
         if db is not None:
             db.put_rewards(rewards, answers)
             for name, score in scores.items():
-                db.put_scores(name, score)
+                if name not in known:  # else each came with its sample
+                    db.put_scores(name, score)
     made = {
         "problems": problems, "samples": samples, "rewards": rewards, "scores": scores,
         "answers": answers, "settings": settings, "k": k,

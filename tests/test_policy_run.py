@@ -147,6 +147,18 @@ def test_samples_without_a_score_are_not_drawn_again(lm, tmp_path):
     same(again, run)
 
 
+@pytest.mark.parametrize("policy", [ADAPTIVE, PRUNE], ids=lambda p: type(p).__name__)
+def test_fewer_problems_can_be_taken_from_a_larger_run_which_stays_as_it_is(lm, tmp_path, policy):
+    store = tmp_path / "run.sqlite"
+    before = evaluated(lm, policy, store)
+    fewer = evaluated(lm, policy, store, limit=2)
+    assert fewer.done == {p: before.done[p] for p in range(2)}
+    np.testing.assert_array_equal(fewer.scores["chance"], before.scores["chance"][:2])
+    assert fewer.complete
+    assert np.isfinite(fewer.values).all()
+    same(evaluated(lm, policy, store), before)
+
+
 # -- what is compared with the store -------------------------------------------------
 
 
