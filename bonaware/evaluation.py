@@ -5,12 +5,13 @@ The main job. It knows the order of the steps and nothing else: the model draws
 """
 
 import html
+import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from bonaware.store import Store
 from bonaware.verifiers import get as get_verifier
 
 __all__ = ["Run", "evaluate"]
+
+# Options of a verifier that say how its model computes: its fingerprint says what.
+ENGINE = ("dtype", "threads", "memory")
 
 
 @dataclass(eq=False, repr=False)
@@ -403,16 +407,13 @@ class _ByPolicy:
         self.policy = policy
         self.name, judge = next(iter(judges.items()), (None, None))
         self.guide = Guide(policy, judge, problems, answer)
+        guided = None if judge is None else {"name": self.name} | _identity(judge)
+        self.settings = {"policy": policies.describe(policy), "guide": guided}
         self.done: dict[int, int] = {}
         self.found = np.full((len(problems), policy.n), np.nan)  # scores by the guide
         self._db: Store | None = None
         self._stored: set[tuple[int, int]] = set()
         self._drawing: Any = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the samples depend on."""
-        return {"policy": policies.describe(self.policy), "guide": self.name}
 
     def resume(self, db: Store | None, stored: Sequence[Sample]) -> list[Sample]:
         """Take up what a store has of it; the samples that need not be drawn again."""
@@ -511,6 +512,22 @@ def _verifier(one: Any, given: Mapping[str, Any]) -> Any:
     kind = _lookup.load("bonaware.verifiers", one, "VERIFIER")
     wanted = signature(kind).parameters
     return get_verifier(one, **{name: value for name, value in given.items() if name in wanted})
+
+
+def _identity(judge: Any) -> dict[str, Any]:
+    """What the scores of a verifier depend on, as JSON has it."""
+    options = {one.name: getattr(judge, one.name) for one in fields(judge)
+               if one.init and one.name not in ENGINE} if is_dataclass(judge) else {}
+    return {"kind": type(judge).__name__} | json.loads(json.dumps(options, default=_known_by))
+
+
+def _known_by(value: Any) -> Any:
+    """What JSON cannot hold: a model by its weights and its question, all else by its name."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if hasattr(value, "fingerprint"):
+        return [value.fingerprint, getattr(value, "self_evaluation", None)]
+    return getattr(value, "name", type(value).__name__)
 
 
 def _unscored_last(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -167,3 +167,42 @@ def test_a_call_that_is_refused_leaves_the_store_as_it_was(lm, tmp_path):
     with pytest.raises(ValueError, match="under way, which verifier Exact"):
         evaluated(lm, PRUNE, store, verifiers=["exact"])
     same(evaluated(lm, PRUNE, store), evaluated(lm, PRUNE))
+
+
+QUESTION = {"question": [6, 7], "target": 3, "other": 4}
+
+
+@pytest.mark.parametrize(("other", "said"), [
+    ({"question": [6, 8]}, "[6, 8]"),
+    ({"target": 5}, '"target": 5'),
+    ({"renormalise": True}, '"renormalise": true'),
+    ({"model": "another"}, '"model": ["'),
+])  # fmt: skip
+def test_a_store_guided_by_another_judge_is_refused(lm, tiny, tmp_path, other, said):
+    def guided(**options):
+        verifier = bon.verifiers.get("self_evaluation", **QUESTION | options)
+        return evaluated(lm, BEST, tmp_path / "run.sqlite", verifiers={"judge": verifier})
+
+    if "model" in other:
+        other = {"model": bon.LM.load(tiny("counting", tokenizer=True, seed=9), threads=1)}
+    before = guided()
+    same(guided(question=np.array([6, 7])), before)
+    same(guided(question=(6, 7)), before)
+    with pytest.raises(ValueError, match="guide is") as raised:
+        guided(**other)
+    assert said in str(raised.value).partition(" and ")[2]
+
+
+def test_threads_and_memory_of_a_judge_may_change(lm, tiny, tmp_path):
+    judge = tiny("counting", tokenizer=True, seed=9)
+    for options in ({"threads": 1}, {"threads": 1, "memory": 1 << 26}):
+        verifier = bon.verifiers.get("self_evaluation", model=judge, **QUESTION | options)
+        evaluated(lm, BEST, tmp_path / "run.sqlite", verifiers={"judge": verifier})
+
+
+def test_another_kind_of_verifier_under_the_same_name_is_refused(lm, tmp_path):
+    for name in ("likelihood", "self_certainty"):
+        verifiers = {"chance": bon.verifiers.get(name)}
+        evaluated(lm, BEST, tmp_path / f"{name}.sqlite", verifiers=verifiers)
+        with pytest.raises(ValueError, match=r"guide is .*there and .*Chance"):
+            evaluated(lm, BEST, tmp_path / f"{name}.sqlite")
