@@ -183,8 +183,9 @@ class Trainer:
             As for `LM.generate`.
         samples : Samples, or P sequences of up to n completions
             Samples as the model drew them, untruncated and all at one temperature > 0; missing,
-            aborted and pruned ones are left out. Or completions, each a str, a sequence of ids,
-            or None where there is none.
+            aborted and pruned ones are left out. Those of an earlier step, or of another model,
+            have the log-probability that the model gives them now. Or completions, each a str, a
+            sequence of ids, or None where there is none.
         rewards : float, shape [P, n]
         scores : float, shape [P, n], optional
             What the loss ranks by. Default: the rewards.

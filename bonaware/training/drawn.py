@@ -60,10 +60,9 @@ class Drawn:
 
     def logp_under(self, lm: LM) -> Floats:
         """Log-probability of each sample under a model, [P, n]; 0 where there is none."""
-        some = self.mask & (self.lengths > 0)
         prompts: Any
-        prompts, texts = self.pick(some)
-        return sums(lm.logp(prompts, texts, self.temperature), some, missing=0.0)
+        prompts, texts = self.pick(self.mask)
+        return sums(lm.logp(prompts, texts, self.temperature), self.mask, missing=0.0)
 
     def learned(self, weights: Floats) -> NDArray[np.bool_]:
         """Which samples, [P, n], have a gradient with these weights."""
@@ -84,6 +83,8 @@ class Drawn:
 def of_samples(lm: LM, prompts: Sequence[Prompt], samples: Samples) -> Drawn:
     """What a policy drew; unfinished samples are masked.
 
+    Their logp is known where the weights that drew them are those of the model as it is now.
+
     Raises
     ------
     ValueError
@@ -102,8 +103,11 @@ def of_samples(lm: LM, prompts: Sequence[Prompt], samples: Samples) -> Drawn:
     if len(found) != 1 or not found[0] > 0:
         raise ValueError(f"need samples of one temperature > 0, got {found.tolist()}")
     _check_temperature(float(found[0]))
+    logp = None
+    if samples.settings.get("fingerprint") == lm.fingerprint:
+        logp = np.where(mask, samples.sum_sampled_logp, 0.0)
     return Drawn([lm.encode(prompt) for prompt in prompts], samples.tokens, mask, float(found[0]),
-                 np.where(mask, samples.sum_sampled_logp, 0.0))
+                 logp)
 
 
 def of_completions(lm: LM, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],

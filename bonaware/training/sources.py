@@ -114,7 +114,7 @@ class Rollouts:
         }  # fmt: skip
 
     def _draw(self, lm: Any, prompts: Sequence[Any], step: int) -> Samples:
-        """As `LM.generate` draws, but Ctrl-C comes through, and without settings."""
+        """As `LM.generate` draws, but Ctrl-C comes through."""
         seen: Counter[bytes] = Counter()
         requests = []
         for p, prompt in enumerate(prompts):
@@ -126,7 +126,8 @@ class Rollouts:
             stop_strings=self.task.stop_strings,
             rng=np.random.SeedSequence([self.seed, DRAWS, step]),
         )
-        return Samples.from_list(prompts, drawing, self.n)
+        return Samples.from_list(prompts, drawing, self.n,
+                                 settings={"fingerprint": lm.fingerprint})
 
     def _with_experts(self, lm: Any, samples: Samples, problems: Sequence[Problem]) -> Samples:
         """The samples with a column more, which holds the demonstrations."""
@@ -140,7 +141,8 @@ class Rollouts:
                    np.full(len(ids[p][0]), np.nan, np.float32), text, "eos", self.temperature)
             for p, text in enumerate(texts)
         ]
-        return Samples.from_list(samples.prompts, [*samples, *experts], self.n + 1)
+        return Samples.from_list(samples.prompts, [*samples, *experts], self.n + 1,
+                                 settings=samples.settings)
 
     def _chances(self, rewards: NDArray[np.float64], scores: Any) -> dict[str, float]:
         """What k of the samples drawn give, mean over prompts."""
