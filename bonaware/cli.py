@@ -36,7 +36,8 @@ EMBEDDED = {
         "likelihood": ("likelihood", {}),
     },
 }
-# What guides --policy where no --verifier is given.
+# Where no --verifier is given: what selects, and what guides a --policy that needs scores.
+SELECTOR = {"likelihood": ("likelihood", {})}
 GUIDE = {"self_evaluation": ("self_evaluation", {})}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
 
@@ -56,8 +57,8 @@ examples:
   bonaware evaluate --samples run.sqlite
 
 Without --model, --task and --samples the embedded model and verifier are measured on 300
-problems of the task countdown. A policy decides how much is drawn of each problem; the first
-verifier guides it, with --model self_evaluation where none is given.
+problems of the task countdown. A policy decides how much is drawn of each problem; if it
+needs scores, the first verifier guides it, with --model self_evaluation where none is given.
 Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
 on where it stopped; a larger --n draws only what is missing.
 The report is one HTML page beside the store: curves, tables, and the samples to look through.
@@ -187,8 +188,6 @@ def _check_evaluate(args: argparse.Namespace) -> None:
     if args.samples and args.policy:
         raise UsageError("--policy decides what is drawn; --samples are drawn: see "
                          "bonaware.policies.replay")
-    if args.policy and args.verifier is None and not args.samples:
-        args.verifier = GUIDE
     if not args.samples and not (args.model and args.task):
         given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
         known = embedded_policies() if args.task else bonaware.tasks.available()
@@ -233,21 +232,23 @@ def _recorded(args: argparse.Namespace) -> Any:
 def _drawn(args: argparse.Namespace) -> Any:
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
     task.load(split=args.split, limit=1)  # missing data are said before a large model is read
-    policy = args.policy and bonaware.policies.get(args.policy[0], **args.policy[1])
+    policy = bonaware.policies.get(args.policy[0], **args.policy[1]) if args.policy else None
+    judged = policy is not None and policy.judged
     verifiers = {
         label: _made_verifier(name, options, args) if options else name
-        for label, (name, options) in (args.verifier or {"likelihood": ("likelihood", {})}).items()
+        for label, (name, options) in (args.verifier or (GUIDE if judged else SELECTOR)).items()
     }
+    guide = next(iter(verifiers)) if judged else None
     lm = _load(args)
     sampling = {name: getattr(args, name) for name in SAMPLING}
-    store = None if args.no_store else args.store or _store_name(lm, args, sampling)
+    store = None if args.no_store else args.store or _store_name(lm, args, sampling, guide)
     defaults = {"max_new_tokens": task.max_new_tokens, "stop_strings": list(task.stop_strings)}
     given = {name: value for name, value in sampling.items() if value is not None}
     _say_settings(
         lm.settings()
         | {"task": task.name, **dict(args.task_option), "split": args.split, "limit": args.limit}
         | {"verifiers": ", ".join(verifiers), "n": _n_of(args, policy), "seed": args.seed}
-        | ({"policy": repr(policy), "guide": next(iter(verifiers))} if policy else {})
+        | ({"policy": repr(policy), "guide": guide} if policy else {})
         | sampling | defaults | given
     )  # fmt: skip
     if store:
@@ -273,11 +274,12 @@ def _n_of(args: argparse.Namespace, policy: Any) -> int:
     return args.n
 
 
-def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any]) -> str:
+def _store_name(lm: Any, args: argparse.Namespace, sampling: dict[str, Any],
+                guide: str | None) -> str:
     """In the current folder; one name for the same samples, whatever n and limit are."""
     same = [lm.fingerprint, args.task, sorted(args.task_option), args.split, args.seed, sampling]
     if args.policy:
-        same += [args.policy, list(args.verifier)[:1]]
+        same += [args.policy, guide]
     digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
     return f"{'-'.join(dict.fromkeys([lm.name, args.task]))}-{digest}.sqlite"
 

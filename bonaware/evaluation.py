@@ -267,7 +267,8 @@ def evaluate(
         later: 8, then 32.
     policy : Policy, optional
         Decides how many samples of a problem are drawn, which are dropped early and when to
-        stop, guided by the first of the verifiers; see `bonaware.policies`. None: n of each.
+        stop, guided by the first of the verifiers where it needs scores; see
+        `bonaware.policies`. None: n of each.
     k : sequence of int, optional
         Each ``1 <= k <= n``. Default: 1, 2, 4, ... n.
     verifiers : sequence of str or verifier, or a mapping of names to them
@@ -405,7 +406,8 @@ class _ByPolicy:
             return task.answer(problems[prompt], text)
 
         self.policy = policy
-        self.name, judge = next(iter(judges.items()), (None, None))
+        first = next(iter(judges.items()), (None, None))
+        self.name, judge = first if policy.judged else (None, None)
         self.guide = Guide(policy, judge, problems, answer)
         guided = None if judge is None else {"name": self.name} | _identity(judge)
         self.settings = {"policy": policies.describe(policy), "guide": guided}

@@ -621,7 +621,7 @@ class LM:
         """A drawing that a policy schedules."""
         if start:
             raise ValueError(f"a policy draws from sample 0 on, got start={start}")
-        if verifier is None and policy.needs & {"scores", "prefix_scores"}:
+        if verifier is None and policy.judged:
             verifier = "self_evaluation"
         if isinstance(verifier, str):
             verifier = verifiers.get(verifier)

@@ -291,6 +291,33 @@ def test_a_policy_decides_what_is_drawn_of_the_embedded_model(capsys):
     assert 1 <= found["samples_per_prompt"] <= 4
 
 
+SMALL = ["evaluate", "--model", "countdown", "--task", "countdown", "--limit", "3"]
+
+
+def test_a_policy_that_needs_scores_is_guided_by_self_evaluation(capsys):
+    """Which the embedded model, having no chat template, cannot give."""
+    assert cli.main([*SMALL, "--no-store", "--policy", "best_of_n:n=2"]) == 1
+    assert "chat template" in capsys.readouterr().err
+
+
+def test_a_policy_that_votes_needs_no_verifier(capsys):
+    assert cli.main([*SMALL, "--no-store", "--policy", "adaptive_consistency:n=4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["settings"]["guide"] is None
+    assert "verifiers likelihood, n 4, seed 0, policy AdaptiveConsistency" in err
+
+
+def test_a_policys_store_is_named_by_the_policy_and_its_guide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for policy, verifier in [
+        ("best_of_n:n=2", "likelihood"), ("best_of_n:n=2", "self_certainty"),
+        ("best_of_n:n=3", "likelihood"),
+        ("adaptive_consistency:n=2", "likelihood"), ("adaptive_consistency:n=2", "self_certainty"),
+    ]:  # fmt: skip
+        assert cli.main([*SMALL, "--policy", policy, "--verifier", verifier]) == 0
+    assert len(list(tmp_path.glob("*.sqlite"))) == 4
+
+
 def test_a_policy_that_cannot_be_is_refused_in_a_sentence(capsys):
     assert cli.main(["evaluate", "--no-store", "--policy", "adaptive:threshold=2"]) == 1
     assert "need 0 <= threshold <= 1" in capsys.readouterr().err

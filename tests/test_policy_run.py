@@ -159,6 +159,16 @@ def test_fewer_problems_can_be_taken_from_a_larger_run_which_stays_as_it_is(lm, 
     same(evaluated(lm, policy, store), before)
 
 
+def test_a_policy_that_votes_asks_no_verifier(lm):
+    class Costly(Chance):
+        def read(self, live):
+            raise AssertionError("nobody needs this")
+
+    run = evaluated(lm, VOTES, verifiers={"chance": Costly()})
+    assert run.settings["guide"] is None
+    np.testing.assert_array_equal(run.scores["chance"], Chance().score(None, run.samples))
+
+
 # -- what is compared with the store -------------------------------------------------
 
 

@@ -98,6 +98,11 @@ class Policy:
     #: Rising numbers of tokens at which samples rest.
     checkpoints: tuple[int, ...] = ()
 
+    @property
+    def judged(self) -> bool:
+        """Whether a verifier must guide it."""
+        return bool(self.needs & {"scores", "prefix_scores"})
+
     def temperatures(self, temperature: float) -> NDArray[np.float64]:
         """Temperature of each sample, shape [n], where a call asks for `temperature`."""
         return np.full(self.n, float(temperature))
