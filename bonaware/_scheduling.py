@@ -115,7 +115,7 @@ class Guide:
     def __init__(self, policy: Policy, verifier: Any, problems: Sequence[Any] | None = None,
                  answer: Callable[[int, str], str | None] | None = None) -> None:
         needs = policy.needs
-        if verifier is None and needs & {"scores", "prefix_scores"}:
+        if verifier is None and policy.judged:
             raise ValueError(f"policy {policy!r} needs the scores of a verifier, but none is given")
         if "prefix_scores" in needs and not hasattr(verifier, "read"):
             raise ValueError(f"policy {policy!r} needs scores of samples that are under way, which "
