@@ -30,12 +30,13 @@ STEPS = 64
 
 @dataclass(frozen=True)
 class Room:
-    """What a session needs beside slots and cache for one sample at least."""
+    """What a drawing needs beside slots and cache for one sample at least."""
 
     together: int = 1  # samples of a prompt that must live at once
     words: str = "one sample"
     hold_ends: bool = False
     ask_blocks: int = 0
+    behind: int = 0  # tokens of the context that stay free behind a sample, to ask about it
 
 
 class Drawing(Iterator[Sample]):
@@ -108,15 +109,20 @@ class Drawing(Iterator[Sample]):
 
     def _blocks(self, request: Request) -> tuple[int, int]:
         """Cache blocks of a prompt and of one of its samples."""
-        length = len(request.tokens)
-        if not 1 <= length <= self.lm.context:
-            raise ValueError(
-                f"a prompt needs 1 to {self.lm.context} tokens (the model's context), but "
-                f"prompt {request.prompt} has {length}"
-            )
-        new = min(self.settings["max_new_tokens"], self.lm.context - length)
+        length, behind, most = len(request.tokens), self._room.behind, self.lm.context
+        words = "the model's context"
+        if behind:
+            most, words = most - behind - 1, f"{words} less a sample, its question and the answer"
+        if not 1 <= length <= most:
+            raise ValueError(f"a prompt needs 1 to {most} tokens ({words}), but prompt "
+                             f"{request.prompt} has {length}")
         block = engine().BLOCK_TOKENS
-        return -(-length // block), -(-new // block)
+        return -(-length // block), -(-self._new_tokens(request) // block)
+
+    def _new_tokens(self, request: Request) -> int:
+        """Most tokens of a sample."""
+        return min(self.settings["max_new_tokens"],
+                   self.lm.context - len(request.tokens) - self._room.behind)
 
     def _begin(self) -> None:
         """Queue every sample."""
@@ -137,8 +143,8 @@ class Drawing(Iterator[Sample]):
         numbers = self._session.add_samples(
             prompt, np.array(indices, np.uint64), temperatures.astype(np.float32),
             min(s["top_k"] or 0, self.lm.arch.vocab), 1.0 if s["top_p"] is None else s["top_p"],
-            s["min_p"] or 0.0, min(s["max_new_tokens"], self.lm.context), s["seed"],
-            request.repeat, hold_at)
+            s["min_p"] or 0.0, max(1, self._new_tokens(request)), s["seed"], request.repeat,
+            hold_at)
         for number, index, t in zip(numbers, indices, temperatures, strict=True):
             self._samples[number] = request, int(index), float(t)
         return numbers

@@ -174,13 +174,13 @@ class Scheduled(Drawing):
         self.policy, self.guide, self.prompts = policy, guide, prompts
         self.scores: dict[tuple[int, int], float] = {}
         self.chosen: dict[int, int] = {}
-        self._kept = dict(kept or {}) if not policy.checkpoints else {}
+        self._kept = dict(kept or {})
         self._courses = {r.prompt: Course(policy, r.prompt) for r in requests}
         self._numbers: dict[tuple[int, int], int] = {}  # (prompt, index) -> the engine's number
         self._prompts: dict[int, int] = {}  # position -> the engine's number
         self._queue = deque(requests)
         self._done: dict[int, int] = {}  # prompts whose last samples are being handed out
-        self._ask_tokens = guide.ask_tokens(lm)
+        self._room = _room(lm, policy, guide.ask_tokens(lm))
         self._asked, self._ask_seconds = 0, 0.0
         super().__init__(lm, requests, **sampling)
 
@@ -197,22 +197,6 @@ class Scheduled(Drawing):
         for prompt, index in self.chosen.items():
             chosen[prompt] = index
         return scores, chosen
-
-    @property
-    def _room(self) -> Room:  # type: ignore[override]
-        """Samples that rest at checkpoints keep their slots until all of their prompt are there."""
-        n = self.policy.n if self.policy.checkpoints else 1
-        words = f"{n} samples at once, as policy {self.policy!r} wants them," if n > 1 else \
-            "one sample"
-        return Room(n, words, True, self._ask_blocks(n))
-
-    def _ask_blocks(self, together: int) -> int:
-        """Cache blocks for questions: of some samples at a time."""
-        if not self._ask_tokens:
-            return 0
-        each = 2 + self._ask_tokens // engine().BLOCK_TOKENS
-        budget = self.lm.memory // self.lm._model.block_bytes // ASK_SHARE
-        return each * max(1, min(max(together, MAX_SLOTS), budget // each))
 
     def _begin(self) -> None:
         """Nothing is queued yet: prompts begin as others end."""
@@ -312,3 +296,19 @@ class Scheduled(Drawing):
         self._asked += len(numbers) * len(question)
         self._ask_seconds += time.monotonic() - began
         return np.concatenate([np.empty((0, len(named)), np.float32), *parts])
+
+
+def _room(lm: "LM", policy: Policy, ask_tokens: int) -> Room:
+    """Samples that rest at checkpoints keep their slots until all of their prompt are there."""
+    n = policy.n if policy.checkpoints else 1
+    words = f"{n} samples at once, as policy {policy!r} wants them," if n > 1 else "one sample"
+    if not ask_tokens:
+        return Room(n, words, hold_ends=True)
+    return Room(n, words, True, _ask_blocks(lm, n, ask_tokens), ask_tokens + 1)
+
+
+def _ask_blocks(lm: "LM", together: int, ask_tokens: int) -> int:
+    """Cache blocks for questions: of some samples at a time."""
+    each = 2 + ask_tokens // engine().BLOCK_TOKENS
+    budget = lm.memory // lm._model.block_bytes // ASK_SHARE
+    return each * max(1, min(max(together, MAX_SLOTS), budget // each))

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny as tiny_models
 from fakes import Digits
 
 import bonaware as bon
@@ -27,6 +28,15 @@ def judge(lm=None):
 def drawn(lm, policy, verifier=None, **changes):
     settings = {"max_new_tokens": LENGTH, "rng": 3, "temperature": 1.5, "progress": False}
     return lm.generate(PROMPTS, policy=policy, verifier=verifier or judge(), **settings | changes)
+
+
+def scheduled(lm, prompts, policy, max_new_tokens):
+    """A drawing that has not begun."""
+    requests = [bon.samples.Request(p, np.array(ids, np.int32), range(policy.n))
+                for p, ids in enumerate(prompts)]
+    return _scheduling.Scheduled(
+        lm, requests, prompts, policy, _scheduling.Guide(policy, judge()), temperature=1.0,
+        top_k=None, top_p=None, min_p=None, max_new_tokens=max_new_tokens, stop_strings=(), rng=0)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +191,45 @@ def test_a_stop_string_ends_a_sample_at_its_checkpoint_too(writer):
     assert at_checkpoints > 20
 
 
+@pytest.mark.parametrize("ends", [[], [90]], ids=["token", "turn"])
+def test_samples_leave_room_in_the_context_for_question_and_answer(ends):
+    config = tiny_models.MODELS["llama2"] | {"max_position_embeddings": 24}
+    small = bon.LM.from_config(config, rng=0, threads=1)
+    small.self_evaluation = {"question": [7, 8], "target": 3, "other": 4, "ends": ends}
+    verifier = bon.verifiers.get("self_evaluation", lm=small)
+    options = {"policy": policies.get("best_of_n", n=4), "verifier": verifier,
+               "max_new_tokens": 64, "progress": False}
+    room = 24 - len(ends) - 2 - 1
+    prompts = [[1, 2], [3], [5] * (room - 1)]
+    found = small.generate(prompts, **options)
+    np.testing.assert_array_equal(found.lengths, [[room - 2] * 4, [room - 1] * 4, [1] * 4])
+    assert set(found.finish_reason.ravel()) == {"length"}
+    np.testing.assert_allclose(found.scores, verifier.score([None] * 3, found), rtol=1e-5)
+    with pytest.raises(ValueError, match=f"needs 1 to {room - 1} tokens .the model's context less "
+                                         f"a sample, its question and .* prompt 0 has {room}"):
+        small.generate([[5] * room], **options)
+    assert small.generate([[5] * 24], n=1, max_new_tokens=9).lengths == 0
+
+
+def test_a_question_fits_into_the_least_memory_that_a_run_may_have(tiny):
+    path, policy = tiny("llama2"), policies.get("best_of_n", n=1)
+
+    def begun(memory):
+        return scheduled(bon.LM.load(path, threads=1, memory=memory), [[2] * 8], policy, 32)
+
+    low, high = 2**10, 2**26  # the least budget lies between
+    while high - low > 1:
+        half = (low + high) // 2
+        try:
+            begun(half)
+        except MemoryError:
+            low = half
+        else:
+            high = half
+    (sample,) = begun(high)
+    assert len(sample.tokens) == 32  # a block of the cache, so that a question begins another
+
+
 def test_annealing_gives_every_sample_its_own_temperature(lm):
     found = drawn(lm, policies.get("adaptive", threshold=1.0, n=4), temperature=2.0)
     np.testing.assert_allclose(found.temperature, [[0, 1, 1.5, 1.75]] * len(PROMPTS))
@@ -206,6 +255,23 @@ def test_ctrl_c_keeps_what_has_ended(lm):
     ended = {(s.prompt, s.index) for s in found if s.finish_reason != "aborted"}
     assert {(s.prompt, s.index) for s in seen} <= ended
     assert (found.chosen == -1).any()
+
+
+def test_ctrl_c_is_raised_when_all_samples_are_handed_out(tiny, monkeypatch):
+    lm = bon.LM.load(tiny("counting", eos=[1, 2]), threads=1)
+    scores, calls = _scheduling.Guide.scores, iter(range(100))
+
+    def interrupted(guide, live):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return scores(guide, live)
+
+    monkeypatch.setattr(_scheduling.Guide, "scores", interrupted)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(scheduled(lm, [[5, 3], [4, 4]], policies.get("best_of_n", n=8), 40))
+    assert len(found) == len({(sample.prompt, sample.index) for sample in found}) == 16
+    assert {sample.finish_reason for sample in found} >= {"eos", "aborted"}
 
 
 # -- what is refused -------------------------------------------------------------
