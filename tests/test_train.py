@@ -261,11 +261,11 @@ def test_old_logp_makes_the_ratio_count():
 
 
 @pytest.mark.parametrize(("loss", "old"), [
-    (losses.get("dr_grpo")(), True), (losses.get("reinforce")(kl=1.0), False),
+    (losses.get("dr_grpo")(clip=9.0), True), (losses.get("reinforce")(kl=1.0), False),
 ], ids=["ratio", "kl"])  # fmt: skip
 def test_samples_of_an_earlier_step_are_those_completions(loss, old):
     by_samples, by_texts = (
-        bon.Trainer(model(), loss, bon.AdamW(lr=0.01), reference=model()) for _ in range(2))
+        bon.Trainer(model(), loss, bon.AdamW(lr=2e-3), reference=model()) for _ in range(2))
     samples = draw(by_samples.lm, temperature=0.8)
     given = {"old_logp": samples.sum_sampled_logp} if old else {}
     for _ in range(3):
@@ -273,7 +273,7 @@ def test_samples_of_an_earlier_step_are_those_completions(loss, old):
         wanted = by_texts.step(PROMPTS, samples.tokens, REWARDS, temperature=0.8, **given)
         for name in ("loss", "kl", "entropy", "grad_norm"):
             assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
-    assert abs(found["kl"]) > 0.01
+    assert abs(found["kl"]) > 1e-3
 
 
 def test_a_bfloat16_model_is_trained_by_float32_masters():
