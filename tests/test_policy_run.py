@@ -216,3 +216,17 @@ def test_another_kind_of_verifier_under_the_same_name_is_refused(lm, tmp_path):
         evaluated(lm, BEST, tmp_path / f"{name}.sqlite", verifiers=verifiers)
         with pytest.raises(ValueError, match=r"guide is .*there and .*Chance"):
             evaluated(lm, BEST, tmp_path / f"{name}.sqlite")
+
+
+def test_a_name_is_no_policy(lm):
+    with pytest.raises(TypeError, match=r"get\('best_of_n', n=8\), got 'adaptive'"):
+        evaluated(lm, "adaptive")
+    with pytest.raises(TypeError, match="got <class"):
+        lm.generate([[1, 2]], policy=policies.adaptive.Adaptive, progress=False)
+
+
+def test_exact_guides_nothing_where_there_are_no_problems(lm):
+    verifier = bon.verifiers.get("exact", task=Letters())
+    assert evaluated(lm, BEST, verifiers=[verifier]).complete
+    with pytest.raises(ValueError, match=r"prompts only: use bonaware.evaluate"):
+        lm.generate([[1, 2]], policy=BEST, verifier=verifier, max_new_tokens=3, progress=False)

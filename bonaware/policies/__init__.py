@@ -79,6 +79,9 @@ def of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[i
     """n and temperatures as a policy has them, where there is one; for those who draw."""
     if policy is None:
         return 32 if n is None else n, temperature
+    if not isinstance(policy, Policy):
+        raise TypeError("policy must be one such as bonaware.policies.get('best_of_n', n=8), got "
+                        f"{policy!r}")
     if n is not None and n != policy.n:
         raise ValueError(f"policy {policy!r} draws at most {policy.n} samples, got n={n}: leave n "
                          "out or give the policy another")

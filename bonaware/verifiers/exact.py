@@ -31,9 +31,13 @@ class Exact:
         Raises
         ------
         ValueError
-            There is not one prompt per problem, or a sample has no text.
+            There is not one prompt per problem, a prompt is of no problem, or a sample has no
+            text.
         """
         check_prompts(problems, samples)
+        if any(problem is None for problem in problems):
+            raise ValueError("verifier exact rewards answers to problems, but there are prompts "
+                             "only: use bonaware.evaluate")
         mute = samples.valid & np.array(
             [[text is None for text in row] for row in samples.text], bool
         ).reshape(samples.valid.shape)
