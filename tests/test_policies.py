@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 from collections import Counter
 from fractions import Fraction
 from math import ceil, comb, floor
@@ -626,6 +627,21 @@ def test_options_may_be_arrays():
     policy = get("prune", checkpoints=np.array([2, 5]), fractions=np.array([0.5, 0.4]), n=N)
     assert policy == get("prune", **PRUNE)
     assert hash(policy) == hash(get("prune", **PRUNE))
+
+
+@pytest.mark.parametrize("policy", [
+    get("best_of_n", n=np.int64(3)),
+    get("adaptive", threshold=np.float32(0.5), n=np.int32(3), waves=np.int64(2)),
+    get("adaptive", threshold=0.5, n=np.int64(3), anneal=np.float32([0, 0.5, 1])),
+    get("prune_random", checkpoints=np.int64(4), fractions=np.float32(0.5), rng=np.uint32(7)),
+    get("speculative_rejection", budget=np.int64(64), n=np.int16(4), alpha=np.float32(0.5)),
+    get("adaptive_consistency", confidence=np.float32(0.75), waves=np.array([1, 2])),
+    get("early_stopping_consistency", window=np.int64(2), n=np.int64(4)),
+], ids=lambda policy: type(policy).__name__)
+def test_options_may_be_numbers_of_numpy(policy):
+    told = policies.describe(policy)
+    assert json.loads(json.dumps(told)) == told
+    assert get(**told) == policy
 
 
 TWO = Stored([[3, 3]], [[0.1, 0.2]], [[[0.0] * 10] * 2], [["a", "b"]])

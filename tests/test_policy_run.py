@@ -218,6 +218,11 @@ def test_another_kind_of_verifier_under_the_same_name_is_refused(lm, tmp_path):
             evaluated(lm, BEST, tmp_path / f"{name}.sqlite")
 
 
+def test_options_of_a_stored_policy_may_be_numbers_of_numpy(lm, tmp_path):
+    evaluated(lm, policies.get("best_of_n", n=np.int64(3)), tmp_path / "run.sqlite")
+    same(evaluated(lm, BEST, tmp_path / "run.sqlite"), evaluated(lm, BEST))
+
+
 def test_a_name_is_no_policy(lm):
     with pytest.raises(TypeError, match=r"get\('best_of_n', n=8\), got 'adaptive'"):
         evaluated(lm, "adaptive")

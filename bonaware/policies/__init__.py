@@ -70,8 +70,8 @@ def describe(policy: Policy) -> dict[str, Any]:
     >>> describe(get("best_of_n", n=8))
     {'name': 'best_of_n', 'n': 8}
     """
-    options = {one.name: _plain(getattr(policy, one.name)) for one in fields(policy)  # type: ignore[arg-type]
-               if one.init}
+    options = {one.name: np.asarray(getattr(policy, one.name)).tolist()
+               for one in fields(policy) if one.init}  # type: ignore[arg-type]
     return {"name": type(policy).__module__.rpartition(".")[2], **options}
 
 
@@ -89,10 +89,6 @@ def of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[i
         return policy.n, temperature
     schedule = policy.temperatures(temperature)
     return policy.n, temperature if (schedule == temperature).all() else schedule
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).tolist() if isinstance(value, Sequence | np.ndarray) else value
 
 
 @dataclass(frozen=True, eq=False)
