@@ -121,6 +121,10 @@ class Guide:
             raise ValueError(f"policy {policy!r} needs scores of samples that are under way, which "
                              f"verifier {verifier!r} does not give: use self_evaluation, "
                              "likelihood or self_certainty")
+        if policy.probabilities and not getattr(verifier, "probabilities", True):
+            raise ValueError(f"policy {policy!r} compares scores with a probability, but those of "
+                             f"verifier {verifier!r} are none: use self_evaluation, or "
+                             "reward_model with probabilities=True")
         if "answers" in needs and answer is None:
             raise ValueError(f"policy {policy!r} needs answers to vote with, which a task reads "
                              "from texts: use bonaware.evaluate")

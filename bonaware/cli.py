@@ -32,7 +32,8 @@ EMBEDDED = {
     "task": "countdown",
     "limit": 300,
     "verifier": {
-        "countdown-verifier": ("reward_model", {"model": "countdown-verifier"}),
+        "countdown-verifier": ("reward_model", {"model": "countdown-verifier",
+                                                "probabilities": True}),
         "likelihood": ("likelihood", {}),
     },
 }

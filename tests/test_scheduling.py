@@ -230,6 +230,19 @@ def test_a_question_fits_into_the_least_memory_that_a_run_may_have(tiny):
     assert len(sample.tokens) == 32  # a block of the cache, so that a question begins another
 
 
+@pytest.mark.parametrize("name", ["likelihood", "self_certainty", "reward_model"])
+def test_a_threshold_takes_scores_that_are_probabilities(tiny, name):
+    options = {"model": tiny("counting", labels=1)} if name == "reward_model" else {}
+    policy, verifier = policies.get("adaptive", threshold=0.5), bon.verifiers.get(name, **options)
+    with pytest.raises(ValueError, match="compares scores with a probability, but those of verif"):
+        _scheduling.Guide(policy, verifier)
+    _scheduling.Guide(policies.get("best_of_n"), verifier)
+    for good in (judge(), Digest(), bon.verifiers.get("exact", task=Digits())):
+        _scheduling.Guide(policy, good)
+    if options:
+        _scheduling.Guide(policy, bon.verifiers.get(name, **options, probabilities=True))
+
+
 def test_annealing_gives_every_sample_its_own_temperature(lm):
     found = drawn(lm, policies.get("adaptive", threshold=1.0, n=4), temperature=2.0)
     np.testing.assert_allclose(found.temperature, [[0, 1, 1.5, 1.75]] * len(PROMPTS))

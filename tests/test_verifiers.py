@@ -121,6 +121,17 @@ def test_reward_model_scores_the_tokens_as_drawn(judge, drawn):
     assert repr(verifier) == "RewardModel('judge')"
 
 
+@pytest.mark.filterwarnings("error")
+def test_reward_model_gives_probabilities_where_they_are_wanted(judge, drawn):
+    logits = verifiers.get("reward_model", model=judge)
+    found = verifiers.get("reward_model", model=judge, probabilities=True)
+    np.testing.assert_allclose(found.score(AB, drawn), 1 / (1 + np.exp(-logits.score(AB, drawn))))
+    one_missing = Samples.from_list(drawn.prompts, drawn, n=25)
+    assert np.isnan(found.score(AB, one_missing)[:, 24]).all()
+    assert (logits.probabilities, found.probabilities) == (False, True)
+    assert repr(found) == "RewardModel('judge', probabilities=True)"
+
+
 def test_reward_model_loads_as_it_is_told(judge):
     found = verifiers.get("reward_model", model=judge, dtype="bfloat16", threads=1, memory=1 << 26)
     assert (found.model.dtype, found.model.threads, found.model.memory) == ("bfloat16", 1, 1 << 26)

@@ -2,7 +2,8 @@
 
 One file = one verifier, found by its name: `get("likelihood")`. A verifier file has an
 attribute `VERIFIER`, a class whose options are keywords and whose `score(problems, samples)`
-gives float64 `[P, n]`, higher = better, NaN where there is no sample.
+gives float64 `[P, n]`, higher = better, NaN where there is no sample. Where they are no
+probabilities, and no numbers in [0, 1] that are meant like one, it says `probabilities = False`.
 """
 
 from collections.abc import Sequence

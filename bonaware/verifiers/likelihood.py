@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Likelihood:
     """
 
     normalize: str | None = None
+    probabilities: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.normalize not in NORMALIZE:

@@ -24,6 +24,10 @@ class RewardModel:
     ----------
     model : LM, str or path
         The model, or what `LM.load` takes.
+    probabilities : bool
+        False: scores are what the head gives. True: its sigmoid, in [0, 1], which is the
+        probability that a sample is right where the head was trained for that, as
+        `Trainer.step_scores` does. The order of samples is the same.
     dtype, threads, memory
         As of `LM.load`, for a model that is loaded here.
 
@@ -54,6 +58,7 @@ class RewardModel:
     """
 
     model: Any
+    probabilities: bool = False
     dtype: InitVar[str] = "auto"
     threads: InitVar[int | None] = None
     memory: InitVar[int | None] = None
@@ -67,10 +72,11 @@ class RewardModel:
                              f"but {self.model.name} has {found}")
 
     def __repr__(self) -> str:
-        return f"RewardModel({self.model.name!r})"
+        more = ", probabilities=True" if self.probabilities else ""
+        return f"RewardModel({self.model.name!r}{more})"
 
     def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
-        """Scores, shape [P, n], as the head gives them; NaN where there is no sample.
+        """Scores, shape [P, n]; NaN where there is no sample.
 
         Raises
         ------
@@ -84,6 +90,8 @@ class RewardModel:
             groups, ids = _equal(samples, p), self.model.encode(prompt)
             texts = [self._tokens(samples, p, places[0], ids) for places in groups]
             (found,) = self.model.scores([ids], [texts])
+            if self.probabilities:
+                found = np.exp(-np.logaddexp(0.0, -found.astype(np.float64)))
             for places, score in zip(groups, found, strict=True):
                 scores[p, places] = score
         return scores

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class SelfCertainty:
     vocabulary of V, at temperature 1. The engine adds it up while it draws.
     Source: Kang, Zhao, Song 2025, arXiv:2502.18581, where self-certainty is defined.
     """
+
+    probabilities: ClassVar[bool] = False
 
     def score(self, problems: Sequence[Problem], samples: Samples) -> NDArray[np.float64]:
         """Mean certainty, nats, shape [P, n]; NaN where there is no sample or no token."""
