@@ -96,7 +96,7 @@ class Trainer:
         Train low-rank adapters only. The model computes with them from then on, and no other
         trainer can be made of it: `lm.save` merges them, and `LM.load` gives a model without.
     kl : float
-        > 0: this becomes the `kl` of the loss, the strength of its KL term; without a loss, the
+        > 0: this becomes the `kl` of the loss, the strength of its KL term; and it is the
         strength of that of `step_answers`.
     reference : LM, optional
         The reference policy of `ref_logp`, of the KL term and of the metric "kl". Default, where
@@ -144,7 +144,7 @@ class Trainer:
         self.reference = self._reference(reference)
         self._base = None if lora is None else lm.fingerprint  # adapters belong to it
         self._learner = _learner(lm, memory, lora)
-        if self.loss is None and self.reference is not None:
+        if self.reference is not None:
             self._learner.set_reference(self.reference)
         self._last: int | None = None  # steps of the run under way
         self._k: tuple[int, int] | None = None  # the loss's k at its start and end

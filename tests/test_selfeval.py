@@ -491,6 +491,16 @@ def test_the_gradient_is_that_of_torch(tmp_path):
         assert np.abs(found - want).max() <= 2e-5 * np.abs(want).max(), name
 
 
+def test_a_trainer_with_a_loss_learns_answers_as_one_without():
+    found = []
+    for loss in (None, bon.losses.get("reinforce")()):
+        trainer = bon.Trainer(model(), loss, kl=0.3, reference=model(rng=1))
+        metrics = trainer.step_answers(PROMPTS, COMPLETIONS, LABELS, QUESTION)
+        found.append({name: metrics[name] for name in ("loss", "kl", "grad_norm")})
+    assert found[0] == found[1]
+    assert found[0]["kl"] > 0
+
+
 def test_texts_and_ids_are_the_same_step(tmp_path):
     found = []
     for prompts, completions in ((["ab", "c"], [["ba", "b"], ["a"]]),
