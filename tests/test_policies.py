@@ -688,10 +688,15 @@ def test_replay_refuses_samples_of_another_schedule_of_temperatures():
         replay(policy, annealed(0, 0.5 * base, 0.75 * base), scores)
     replay(policy, annealed(0.0, np.nan, np.nan), scores)  # nobody knows
     replay(get("best_of_n", n=3), annealed(0.0, 0.5, 0.75), scores)  # left to the caller
-    with pytest.raises(ValueError, match="sample 0 of prompt 0 was drawn at 1"):
+    with pytest.raises(ValueError, match="sample 0 of prompt 0 at 0, but it was drawn at 1:"):
         replay(policy, annealed(1.0, 1.0, 1.0), scores)
-    with pytest.raises(ValueError, match=r"sample 2 of prompt 0 was drawn at 0\.5"):
+    with pytest.raises(ValueError, match=r"sample 2 of prompt 0 at 0\.75, but it was"):
         replay(policy, annealed(0.0, 0.5, 0.5), scores)
+    greedy = get("adaptive", threshold=0.5, n=1)
+    replay(greedy, annealed(0.0), scores[:, :1])
+    for temperatures in ([1.0], [1.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="sample 0 of prompt 0 at 0, but it was drawn at 1:"):
+            replay(greedy, annealed(*temperatures), scores[:, :len(temperatures)])
 
 
 class Wants(Policy):

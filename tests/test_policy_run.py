@@ -223,6 +223,22 @@ def test_options_of_a_stored_policy_may_be_numbers_of_numpy(lm, tmp_path):
     same(evaluated(lm, BEST, tmp_path / "run.sqlite"), evaluated(lm, BEST))
 
 
+def test_temperatures_are_the_policys_or_the_callers(lm):
+    annealing = policies.get("adaptive", threshold=1, n=3)
+    each = [1.0, 0.5, 2.0]
+    with pytest.raises(ValueError, match=r"give it one, got \[1.0, 0.5, 2.0\]"):
+        bon.evaluate(lm, Letters(), policy=annealing, temperature=each, verifiers=[Chance()])
+    with pytest.raises(ValueError, match=r"give it one, got \[1.0, 0.5, 2.0\]"):
+        lm.generate([[1, 2]], policy=annealing, temperature=each, progress=False)
+    run = bon.evaluate(lm, Letters(), policy=BEST, temperature=each, progress=False)
+    np.testing.assert_array_equal(run.samples.temperature, [each] * PROBLEMS)
+    run = bon.evaluate(lm, Letters(), policy=annealing, temperature=2, progress=False,
+                       verifiers=[Chance()])
+    drawn = run.samples.valid
+    np.testing.assert_array_equal(run.samples.temperature[drawn],
+                                  np.tile([0, 1, 1.5], (PROBLEMS, 1))[drawn])
+
+
 def test_a_name_is_no_policy(lm):
     with pytest.raises(TypeError, match=r"get\('best_of_n', n=8\), got 'adaptive'"):
         evaluated(lm, "adaptive")

@@ -85,10 +85,17 @@ def of_policy(policy: Policy | None, n: int | None, temperature: Any) -> tuple[i
     if n is not None and n != policy.n:
         raise ValueError(f"policy {policy!r} draws at most {policy.n} samples, got n={n}: leave n "
                          "out or give the policy another")
-    if np.ndim(temperature):
-        return policy.n, temperature
-    schedule = policy.temperatures(temperature)
-    return policy.n, temperature if (schedule == temperature).all() else schedule
+    if _anneals(policy):
+        if np.ndim(temperature):
+            raise ValueError(f"policy {policy!r} decides how the temperature changes from sample "
+                             f"to sample: give it one, got {temperature}")
+        return policy.n, policy.temperatures(temperature)
+    return policy.n, temperature
+
+
+def _anneals(policy: Policy) -> bool:
+    """Whether the temperatures of the samples are the policy's; else they are the caller's."""
+    return bool((policy.temperatures(1.0) != 1).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +207,9 @@ def _check_temperatures(policy: Policy, samples: Samples) -> None:
 
     Policies without one leave the temperatures to the caller.
     """
-    factors = policy.temperatures(1.0)[:samples.n]
-    if (factors == factors[:1]).all():
+    if not _anneals(policy):
         return
+    factors = policy.temperatures(1.0)[:samples.n]
     drawn = samples.temperature[:, :len(factors)]  # NaN where no sample is, or nobody knows
     found = (drawn[:, factors > 0] / factors[factors > 0]).ravel()
     base = next(iter(found[~np.isnan(found)]), 0.0)
@@ -210,8 +217,8 @@ def _check_temperatures(policy: Policy, samples: Samples) -> None:
     if wrong.any():
         p, i = np.argwhere(wrong)[0]
         raise ValueError(f"policy {policy!r} draws at temperatures in the proportions {factors}, "
-                         f"but sample {i} of prompt {p} was drawn at {drawn[p, i]:g}, others at "
-                         f"{base:g}: replay the schedule that the samples were drawn by")
+                         f"so sample {i} of prompt {p} at {base * factors[i]:g}, but it was drawn "
+                         f"at {drawn[p, i]:g}: replay the schedule that the samples were drawn by")
 
 
 def _floats(name: str, values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
