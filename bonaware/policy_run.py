@@ -42,13 +42,17 @@ class PolicyRun(Run):
         0 where no sample had ended.
         """
         rows = np.flatnonzero(self.counted)
+        if not rows.size:
+            raise ValueError(f"need a prompt that {self.policy!r} is done with, but of "
+                             f"{len(self.rewards)} prompts there is none")
         picks = np.array([self.done[p] for p in rows.tolist()], np.int64)
         return np.where(picks < 0, 0.0, self.rewards[rows, picks])
 
     def accuracy(self, level: float = 0.95) -> tuple[float, float, float]:
-        """Mean reward of what the policy took, and its interval over prompts."""
-        low, high = estimators.interval(self.values, level=level)
-        return float(self.values.mean()), float(low), float(high)
+        """Mean reward of what the policy took, and its interval over prompts; NaN for one."""
+        values = self.values
+        bounds = estimators.interval(values, level=level) if len(values) > 1 else (np.nan, np.nan)
+        return float(values.mean()), float(bounds[0]), float(bounds[1])
 
     @property
     def samples_per_prompt(self) -> NDArray[np.int64]:
@@ -108,7 +112,8 @@ class PolicyRun(Run):
 
     def _said(self, level: float) -> str:
         mean, low, high = self.accuracy(level)
-        return f"mean reward {mean:.3f} [{low:.3f}, {high:.3f}]"
+        of = "of 1 prompt" if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+        return f"mean reward {mean:.3f} {of}"
 
     def _rows(self, level: float = 0.95) -> list[tuple[str, str]]:
         """Figures with their names."""
@@ -150,10 +155,11 @@ class PolicyRun(Run):
         return "\n".join(["prompts by the samples they took", *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, as JSON has them; empty where there are none yet."""
+        """The figures, as JSON has them: None for no interval, empty where there are none yet."""
         if not self.counted.any():
             return {}
-        mean, low, high = self.accuracy()
+        mean, *bounds = self.accuracy()
+        low, high = (None if np.isnan(bound) else bound for bound in bounds)
         return {
             "policy": describe(self.policy), "mean_reward": mean, "low": low, "high": high,
             "samples_per_prompt": float(self.samples_per_prompt.mean()),

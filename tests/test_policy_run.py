@@ -1,5 +1,6 @@
 """Runs under a policy: what is stored, what a broken one goes on with, and what is said of it."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ from fakes import Digits
 
 import bonaware as bon
 from bonaware import _drawing, _scheduling, policies
+from bonaware.policy_run import PolicyRun
+from bonaware.samples import Sample, Samples
 from bonaware.store import Store
 from bonaware.tasks import Problem
 
@@ -251,3 +254,62 @@ def test_exact_guides_nothing_where_there_are_no_problems(lm):
     assert evaluated(lm, BEST, verifiers=[verifier]).complete
     with pytest.raises(ValueError, match=r"prompts only: use bonaware.evaluate"):
         lm.generate([[1, 2]], policy=BEST, verifier=verifier, max_new_tokens=3, progress=False)
+
+
+# -- figures -----------------------------------------------------------------------
+
+
+def of_rewards(policy, rewards, done, complete=True):
+    """A run with these rewards; NaN: the sample was pruned."""
+    samples = [
+        Sample(p, i, np.arange(2, dtype=np.int32), *[np.zeros(2, np.float32)] * 3, "a",
+               "pruned" if np.isnan(reward) else "eos", 1.0)
+        for p, row in enumerate(rewards) for i, reward in enumerate(row)
+    ]  # fmt: skip
+    n = len(rewards[0])
+    drawn = Samples.from_list([[1]] * len(rewards), samples, n)
+    problems = [Problem(str(p), [1], None) for p in range(len(rewards))]
+    return PolicyRun(problems, drawn, np.array(rewards), {}, None, complete=complete,
+                     policy=policy, done=done)
+
+
+NONE = [np.nan, np.nan]
+PAIR = policies.get("prune", checkpoints=1, fractions=0.5, n=2)
+
+
+def test_figures_are_of_the_prompts_that_are_done():
+    run = of_rewards(PAIR, [[1, np.nan], [1, 1], [0, 1]], {0: 0, 2: 1}, complete=False)
+    np.testing.assert_array_equal(run.counted, [True, False, True])
+    np.testing.assert_array_equal(run.values, [1, 1])
+    np.testing.assert_array_equal(run.samples_per_prompt, [2, 2])
+    np.testing.assert_array_equal(run.chosen()["policy"], [0, -1, 1])
+    assert run.pruned == 1 / 4
+    assert "interrupted, 2 prompts are done" in run.summary()
+
+
+def test_a_prompt_of_which_no_sample_ended_counts_as_0():
+    run = of_rewards(PAIR, [[1, 1], NONE, [np.nan, 1]], {0: 1, 1: -1, 2: 1})
+    np.testing.assert_array_equal(run.values, [1, 0, 1])
+    assert run.accuracy()[0] == pytest.approx(2 / 3)
+    assert run.selected()["policy"] == pytest.approx(2 / 3)
+
+
+def test_one_prompt_has_figures_but_no_interval(tmp_path):
+    run = of_rewards(PAIR, [[1, np.nan], [0, 0]], {0: 0}, complete=False)
+    mean, low, high = run.accuracy()
+    assert mean == 1
+    assert np.isnan([low, high]).all()
+    assert "mean reward         1.000 of 1 prompt" in run.summary()
+    assert json.loads(json.dumps(run.to_dict()))["low"] is None
+    assert "1.000 of 1 prompt" in run.report(tmp_path / "page.html").read_text("utf-8")
+    assert "1.000 of 1 prompt" in run.plot().get_title()
+
+
+def test_no_prompt_that_is_done_gives_no_figures(tmp_path):
+    run = of_rewards(PAIR, [[1, np.nan], [0, 0]], {}, complete=False)
+    for figure in (run.accuracy, run.selected, run.plot):
+        with pytest.raises(ValueError, match="is done with, but of 2 prompts there is none"):
+            figure()
+    assert run.to_dict() == {}
+    assert "no figures" in run.summary()
+    assert "no figures" in run.report(tmp_path / "page.html").read_text("utf-8").lower()
