@@ -4,8 +4,10 @@ Turns prompts, completions and weights into the batches of the C engine (csrc/le
 engine's tensors into named ones. Knows no losses and no rewards: those are weights here.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _batch
+from bonaware._arguments import place
 from bonaware._export import Tensor, write_safetensors
 from bonaware.config import engine
 from bonaware.models import family_of
+from bonaware.models._fields import show
 
 if TYPE_CHECKING:
     from bonaware.lm import LM
@@ -340,9 +344,15 @@ class Learner:
                            values.shape)
 
     def save(self, path: Path) -> None:
-        """Write float32 masters and moments to a safetensors file."""
+        """Write float32 masters and moments to a safetensors file.
+
+        Raises
+        ------
+        ValueError
+            One of them is not finite.
+        """
         tensors = [
-            Tensor(f"{kind}.{name}", "F32", shape, read)
+            Tensor(f"{kind}.{name}", "F32", shape, _finite(f"{path}: {kind}.{name}", read))
             for kind in ("weight", *MOMENTS)
             for name, shape, read in self._tensors(kind)
         ]
@@ -354,26 +364,55 @@ class Learner:
         Raises
         ------
         ValueError
-            The file belongs to another model; nothing is changed.
+            The file is broken or belongs to another model; nothing is changed.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, "numpy") as file:
-            known, steps = set(file.keys()), (file.metadata() or {}).get("steps", "")
-            tensors = [(kind, slot, layer, f"{kind}.{stem}", shape)
-                       for slot, layer, stem, shape in self._trained()
-                       for kind in ("weight", *MOMENTS)]
-            for *_, name, shape in tensors:  # all of them before the first is changed
-                found = tuple(file.get_slice(name).get_shape()) if name in known else None
-                if found != shape:
-                    raise ValueError(f"{path}: must hold {name} of shape {shape}, found {found}")
-            if not steps.isdecimal():
-                raise ValueError(f"{path}: must say how many steps were made, found {steps!r}")
-            for kind, slot, layer, name, _ in tensors:
-                self._engine.set(kind, slot, layer, np.ascontiguousarray(file.get_tensor(name)))
-            self._engine.steps = int(steps)
+        places = {f"{kind}.{stem}": (kind, slot, layer, shape)
+                  for slot, layer, stem, shape in self._trained()
+                  for kind in ("weight", *MOMENTS)}
+        try:
+            with safe_open(path, "numpy") as file:
+                shapes = {name: shape for name, (*_, shape) in places.items()}
+                steps = _checked_state(path, file, shapes)
+                for name, (kind, slot, layer, _) in places.items():
+                    self._engine.set(kind, slot, layer, np.ascontiguousarray(file.get_tensor(name)))
+        except SafetensorError as error:
+            raise ValueError(f"{path}: must be a whole safetensors file ({error})") from None
+        self._engine.steps = steps
         self.zero()
         self.lm.weights_changed()
+
+
+def _checked_state(path: Path, file: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The steps that a state file tells of, once all its tensors are known to be right."""
+    names = set(file.keys())
+    if others := names - shapes.keys():
+        raise ValueError(f"{path}: must hold what is trained and nothing else, found {min(others)}")
+    for name, shape in shapes.items():
+        part = file.get_slice(name) if name in names else None
+        found = None if part is None else (part.get_dtype(), tuple(part.get_shape()))
+        if found != ("F32", shape):
+            raise ValueError(f"{path}: must hold {name} of type and shape {('F32', shape)}, found "
+                             f"{found}")
+        _finite(f"{path}: {name}", functools.partial(file.get_tensor, name))()
+    steps = (file.metadata() or {}).get("steps", "")
+    if not re.fullmatch(r"[0-9]{1,18}", steps):
+        raise ValueError(f"{path}: must say how many steps were made, found {show(steps)}")
+    return int(steps)
+
+
+def _finite(name: str, read: Callable[[], NDArray[np.float32]]) -> Callable[[], Any]:
+    """The same reader, which refuses what is NaN or infinite."""
+
+    def checked() -> NDArray[np.float32]:
+        values = read()
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise ValueError(f"{name} must be finite, but {place(bad)} is {values[bad][0]}")
+        return values
+
+    return checked
 
 
 def _attach(lm: "LM", adapter: "Adapter") -> None:

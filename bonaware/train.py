@@ -7,11 +7,12 @@ no tasks and no verifiers.
 """
 
 import inspect
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from bonaware.lora import TARGETS, fresh, write
 from bonaware.losses import Loss
 from bonaware.losses._base import need_count
 from bonaware.models import pad_token_id
+from bonaware.models._fields import show
 from bonaware.samples import Samples
 from bonaware.training.drawn import Drawn, of_completions, of_samples, sums
 from bonaware.training.folder import RunFolder, StepBar, newest
@@ -40,6 +42,9 @@ __all__ = ["AdamW", "LoRA", "Trainer"]
 Ids = NDArray[np.int32]
 Metrics = dict[str, Any]
 STATE, ABOUT = "trainer.safetensors", "trainer.json"
+# What is said of a trainer to go on with where fingerprints differ.
+OTHERS = {"reference": "was trained against another reference",
+          "base": "holds adapters of another model"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -544,9 +549,11 @@ class Trainer:
             The folder holds files.
         OSError
             A file cannot be written.
+        ValueError
+            A weight is not finite any more: what was saved before is better.
         """
         about = {"steps": self.steps, "loss": repr(self.loss), "optimizer": repr(self.optimizer),
-                 "reference": self._reference_print(), "base": self._base}
+                 **self._identity()}
         with _export.new_folder(path) as folder:
             self.lm.save(folder)
             self._learner.save(folder / STATE)
@@ -578,27 +585,33 @@ class Trainer:
         OSError
             There is neither.
         ValueError
-            It was another model, or it was trained against another reference; or the files are
-            not those of a trainer.
+            It was another model, had other adapters, or was trained against another reference;
+            or the files are not those of a trainer. Nothing is changed.
         """
         path = Path(path)
         found = path if (path / ABOUT).is_file() else newest(path)
         if found is not None:
             about = read_json(found / ABOUT)
-            if missing := [name for name in ("reference", "base") if name not in about]:
-                raise ValueError(f"{found / ABOUT}: must be what Trainer.save wrote, but it has no "
-                                 f"{missing[0]!r}")
-            if about["reference"] != self._reference_print():
-                raise ValueError(f"{found} was trained against another reference: make the trainer "
-                                 "from the model that the run began with, then resume")
-            if about["base"] != self._base:
-                raise ValueError(f"{found} holds adapters of another model, or none: make the "
-                                 "trainer from the model that the run began with, then resume")
+            for name, now in self._identity().items():
+                if name not in about:
+                    raise ValueError(f"{found / ABOUT}: must be what Trainer.save wrote, but it "
+                                     f"has no {name!r}")
+                if about[name] != now:
+                    said = OTHERS.get(name) or (
+                        f"was trained with {name} {show(about[name])}, not {show(now)}")
+                    raise ValueError(f"{found} {said}: make the trainer as it was when the run "
+                                     "began, then resume")
             self._learner.load(found / STATE)
         self._folder = path.resolve()
 
-    def _reference_print(self) -> str | None:
-        return None if self.reference is None else self.reference.fingerprint
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in the trainer that goes on, as JSON has it."""
+        lora = self.lora and asdict(self.lora) | {"targets": sorted(self.lora.targets)}
+        arch = {one.name: getattr(self.lm.arch, one.name) for one in fields(self.lm.arch)}
+        arch["rope_freq"] = [table.tolist() for table in self.lm.arch.rope_freq]
+        reference = None if self.reference is None else self.reference.fingerprint
+        return json.loads(json.dumps({**arch, "dtype": self.lm.dtype, "lora": lora,
+                                      "reference": reference, "base": self._base}))
 
 
 class _Copy:

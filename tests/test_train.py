@@ -1,5 +1,6 @@
 """The trainer: steps against NumPy and torch, runs that are killed, and that learning works."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -732,7 +733,7 @@ def test_resume_says_that_a_file_is_no_trainers(tmp_path):
     (tmp_path / "trainer.json").write_text('{"steps": 3}')
     trainer = bon.Trainer(model(), REINFORCE)
     with pytest.raises(ValueError, match=r"trainer.json: must be what Trainer.save wrote, but it "
-                                         "has no 'reference'"):
+                                         "has no 'vocab'"):
         trainer.resume(tmp_path)
 
 
@@ -984,28 +985,102 @@ def test_runs_are_not_mixed(tmp_path):
         second.resume(tmp_path)
 
 
-def test_resume_wants_the_model_and_the_reference_of_the_run(unbroken, tmp_path):
+def test_resume_wants_the_reference_of_the_run(unbroken, tmp_path):
     dtype, folder = unbroken
-    with pytest.raises(ValueError, match="must hold weight"):
-        bon.Trainer(model("llama2", dtype=dtype), REINFORCE, kl=0.1).resume(
-            _without_reference(folder, tmp_path))
     other = letters_model(tmp_path, rng=1, dtype=dtype)
     with pytest.raises(ValueError, match="was trained against another reference: make the trainer"):
         bon.Trainer(other, REINFORCE, kl=0.1).resume(folder)
 
 
-def _without_reference(folder, tmp_path):
-    """A copy of the last checkpoint that says it had the reference that is asked for."""
-    import shutil
+LORA = bon.LoRA(rank=2, alpha=4.0, targets=("q_proj", "v_proj"))
 
-    copy = tmp_path / "copy"
-    shutil.copytree(folder / "step-000006", copy)
-    about = json.loads((copy / "trainer.json").read_text())
-    trainer = bon.Trainer(model("llama2", dtype=json.loads(
-        (copy / "config.json").read_text())["dtype"]), REINFORCE, kl=0.1)
-    about["reference"] = trainer.reference.fingerprint
-    (copy / "trainer.json").write_text(json.dumps(about))
-    return copy
+
+@pytest.mark.parametrize(("lora", "other", "sentence"), [
+    (None, lambda: bon.Trainer(model(config={"num_hidden_layers": 1})), "with layers 3, not 1"),
+    (None, lambda: bon.Trainer(model(config={"rope_parameters": {
+        "rope_type": "default", "rope_theta": 50.0}})), "with rope_freq .*, not "),
+    (None, lambda: bon.Trainer(model(config={"rms_norm_eps": 0.1})), "norm_eps 1e-05, not 0.1"),
+    (None, lambda: bon.Trainer(model(dtype="bfloat16")), "with dtype 'float32', not 'bfloat16'"),
+    (None, lambda: bon.Trainer(model(), lora=LORA), "with lora None, not {.*'rank': 2"),
+    (LORA, lambda: bon.Trainer(model()), "with lora {.*}, not None"),
+    (LORA, lambda: bon.Trainer(model(), lora=dataclasses.replace(LORA, alpha=32.0)),
+     "with lora {'alpha': 4.0, .*, not {'alpha': 32.0"),
+    (LORA, lambda: bon.Trainer(model(), lora=dataclasses.replace(LORA, targets=("q_proj",))),
+     "with lora .*'v_proj'.*, not "),
+    (LORA, lambda: bon.Trainer(model(rng=1), lora=LORA), "holds adapters of another model: make"),
+], ids=["layers", "rope", "eps", "dtype", "lora", "no lora", "alpha", "targets", "base"])
+def test_resume_wants_the_model_and_the_adapters_of_the_run(lora, other, sentence, tmp_path):
+    first = bon.Trainer(model(), REINFORCE, bon.AdamW(lr=0.01), lora=lora)
+    first.step(PROMPTS, draw(first.lm), REWARDS)
+    first.save(tmp_path / "saved")
+    trainer = other()
+    before = trainer.lm.logits([3, 4, 5])
+    with pytest.raises(ValueError, match=sentence):
+        trainer.resume(tmp_path / "saved")
+    np.testing.assert_array_equal(trainer.lm.logits([3, 4, 5]), before)
+    assert trainer.steps == 0
+
+
+def test_resume_does_not_mind_the_order_of_the_targets(tmp_path):
+    bon.Trainer(model(), lora=LORA).save(tmp_path / "saved")
+    turned = dataclasses.replace(LORA, targets=LORA.targets[::-1])
+    bon.Trainer(model(), lora=turned).resume(tmp_path / "saved")
+
+
+def _rewritten(path, change, **metadata):
+    """A state file with its last second moment, and perhaps its number of steps, changed."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = safetensors.load_file(path)
+    name = [name for name in tensors if name.startswith("moment_2")][-1]
+    tensors |= change(name, tensors[name])
+    safetensors.save_file(tensors, path, {"steps": "1"} | metadata)
+
+
+def _nothing(name, values):
+    return {}
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "must be a whole safetensors file"),
+    (lambda path: path.write_bytes(b""), "must be a whole safetensors file"),
+    (lambda path: _rewritten(path, lambda name, x: {name: x.astype(np.float64)}),
+     r"must hold moment_2.* of type and shape \('F32', .*, found \('F64', "),
+    (lambda path: _rewritten(path, lambda name, x: {name: x[:1]}), r"found \('F32', \(1"),
+    (lambda path: _rewritten(path, lambda name, x: {name: x * np.nan}),
+     "moment_2.* must be finite, but .* is nan"),
+    (lambda path: _rewritten(path, lambda name, x: {"weight.more": x}),
+     "must hold what is trained and nothing else, found weight.more"),
+    (lambda path: _rewritten(path, _nothing, steps="9" * 30), "how many steps .* found '999"),
+    (lambda path: _rewritten(path, _nothing, steps="9" * 5000), "how many steps"),
+    (lambda path: _rewritten(path, _nothing, steps="²"), "how many steps"),
+], ids=["cut", "empty", "type", "shape", "nan", "more", "steps", "digits", "square"])
+def test_a_broken_state_is_named_and_changes_nothing(spoil, sentence, tmp_path):
+    first = bon.Trainer(model(), REINFORCE, bon.AdamW(lr=0.01))
+    first.step(PROMPTS, draw(first.lm), REWARDS)
+    first.save(tmp_path / "saved")
+    spoil(tmp_path / "saved" / "trainer.safetensors")
+    trainer = bon.Trainer(model(), REINFORCE)
+    before = weights_of(trainer)
+    with pytest.raises(ValueError, match="trainer.safetensors: .*" + sentence):
+        trainer.resume(tmp_path / "saved")
+    assert_same(weights_of(trainer), before)
+    assert trainer.steps == 0
+
+
+def test_resume_forgets_the_gradient(tmp_path):
+    first, second = bon.Trainer(model(), REINFORCE), bon.Trainer(model(), REINFORCE)
+    first.save(tmp_path / "saved")
+    second._learner.accumulate([np.array([1], np.int32)], [[np.array([2], np.int32)]], [[1.0]])
+    second.resume(tmp_path / "saved")
+    assert second._learner.norm() == 0
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = bon.Trainer(model(), REINFORCE, bon.AdamW(lr=1e38, weight_decay=10.0))
+    trainer.step(PROMPTS, draw(trainer.lm), REWARDS)
+    with pytest.raises(ValueError, match="trainer.safetensors: .* must be finite, but .* is "):
+        trainer.save(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
