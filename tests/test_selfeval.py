@@ -625,6 +625,53 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
         selfeval.train(letters_model(tmp_path / "letters"), rows, 6, **ASKED, out=tmp_path / "once")
 
 
+def test_a_run_goes_on_with_its_question_only(tmp_path):
+    rows = rows_of(tmp_path / "letters")
+    lm = letters_model(tmp_path / "letters")
+    selfeval.train(lm, rows, 1, **ASKED, prompts=2, out=tmp_path / "run", progress=False)
+    for change in ({"question": [4]}, {"target": 4}, {"other": 6}):
+        other = letters_model(tmp_path / "letters")
+        before = other._model.get("q", 0).copy()
+        with pytest.raises(ValueError, match=r"step-000001 was trained to be asked \{.*\[5\].*but "
+                                             r"here it is \{.*: go on with the question"):
+            selfeval.train(other, rows, 2, **ASKED | change, prompts=2, out=tmp_path / "run",
+                           resume=True, progress=False)
+        assert other.self_evaluation is None
+        np.testing.assert_array_equal(other._model.get("q", 0), before)
+    again = letters_model(tmp_path / "letters")
+    selfeval.train(again, rows, 1, **ASKED, prompts=2, out=tmp_path / "run", resume=True,
+                   progress=False)
+    assert again.self_evaluation == lm.self_evaluation
+
+
+def test_a_model_that_learned_nothing_is_asked_what_it_was(tmp_path):
+    rows = rows_of(tmp_path / "letters")
+    lm = letters_model(tmp_path / "letters")
+    lm.self_evaluation = before = {"question": [4], "target": 6, "other": 7, "ends": []}
+    selfeval.train(letters_model(tmp_path / "letters"), rows, 1, **ASKED, prompts=2,
+                   out=tmp_path / "run", progress=False)
+
+    def source(trainer):
+        assert lm.self_evaluation["question"] == [5]
+        raise ArithmeticError
+
+    for error, options in ((FileExistsError, {"source": rows, "out": tmp_path / "run"}),
+                           (ValueError, {"source": rows, "prompts": 0}),
+                           (ValueError, {"source": rows, "kl": -1.0}),
+                           (ArithmeticError, {"source": source})):
+        with pytest.raises(error):
+            selfeval.train(lm, steps=2, **ASKED, progress=False, **options)
+        assert lm.self_evaluation == before
+
+
+def test_options_of_rows_are_refused_beside_a_source(tmp_path):
+    lm = letters_model(tmp_path / "letters")
+    source = selfeval.OnPolicy(Letters(), n=2, prompts=2)
+    for options in ({"prompts": -5}, {"per_prompt": 3}, {"seed": 1}):
+        with pytest.raises(ValueError, match="prompts, per_prompt and seed are for rows, but the"):
+            selfeval.train(lm, source, 1, **ASKED, progress=False, **options)
+
+
 def test_every_epoch_takes_every_prompt_and_some_of_its_rows(tmp_path):
     rows = rows_of(tmp_path / "letters")
     asked = []

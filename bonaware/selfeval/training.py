@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 
 from bonaware._progress import Bar
 from bonaware._question import Question
+from bonaware.checkpoint import Checkpoint
 from bonaware.lm import LM
 from bonaware.selfeval.building import FRACTIONS, build
 from bonaware.selfeval.calibration import calibration
 from bonaware.selfeval.rows import Row, read_rows
 from bonaware.tasks import Task
 from bonaware.train import AdamW, LoRA, Trainer
-from bonaware.training.folder import Record, holds_run
+from bonaware.training.folder import Record, holds_run, newest
 from bonaware.training.sources import Rollouts, shuffled
 from bonaware.verifiers.self_evaluation import SelfEvaluation
 
@@ -224,7 +226,8 @@ def train(lm: LM, source: str | os.PathLike[str] | Sequence[Row] | Callable[[Tra
     FileExistsError
         `out` holds a run, and resume is False.
     ValueError
-        The model cannot be asked, or an option is out of its range.
+        The model cannot be asked; an option is out of its range, or of rows where source is
+        callable; or the run in `out` learns to answer another question.
 
     Examples
     --------
@@ -246,14 +249,32 @@ def train(lm: LM, source: str | os.PathLike[str] | Sequence[Row] | Callable[[Tra
     >>> after.auroc > before.auroc, after.ece < 0.5 * before.ece, lm.self_evaluation["target"]
     (True, True, 8)
     """
-    lm.self_evaluation = Question.of(lm, question, target, other).settings()
+    asked = Question.of(lm, question, target, other).settings()
     if not callable(source):
         source = Answers(source, prompts, per_prompt=per_prompt, seed=seed)
+    elif (prompts, per_prompt, seed) != (16, None, 0):
+        raise ValueError("prompts, per_prompt and seed are for rows, but the source is "
+                         f"{source!r}, which has its own: leave them out")
     trainer = Trainer(lm, None, optimizer, lora, kl)
     if resume and out is not None and holds_run(out):
+        _check_asked(out, asked)
         trainer.resume(out)
-    trainer.fit(source, steps, out=out, **options)
+    before, lm.self_evaluation = lm.self_evaluation, asked
+    try:
+        trainer.fit(source, steps, out=out, **options)
+    finally:
+        if trainer.steps == 0:  # it has learned nothing
+            lm.self_evaluation = before
     return trainer
+
+
+def _check_asked(out: str | os.PathLike[str], asked: dict[str, Any]) -> None:
+    """Refuse to go on with a run that learns to answer something else."""
+    folder = newest(Path(out))
+    found = asked if folder is None else Checkpoint(folder).self_evaluation
+    if found != asked:
+        raise ValueError(f"{folder} was trained to be asked {found}, but here it is {asked}: go on "
+                         "with the question, target and other that the run began with")
 
 
 def _step(trainer: Trainer, groups: Sequence[Sequence[Row]]) -> Record:
