@@ -189,6 +189,9 @@ def _check_evaluate(args: argparse.Namespace) -> None:
     if args.samples and args.policy:
         raise UsageError("--policy decides what is drawn; --samples are drawn: see "
                          "bonaware.policies.replay")
+    if args.policy and args.k:
+        raise UsageError("--k is for curves, which samples whose number --policy decides do not "
+                         "give")
     if not args.samples and not (args.model and args.task):
         given, missing = ("model", "task NAME") if args.model else ("task", "model FOLDER")
         known = embedded_policies() if args.task else bonaware.tasks.available()

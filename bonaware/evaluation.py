@@ -270,7 +270,7 @@ def evaluate(
         stop, guided by the first of the verifiers where it needs scores; see
         `bonaware.policies`. None: n of each.
     k : sequence of int, optional
-        Each ``1 <= k <= n``. Default: 1, 2, 4, ... n.
+        Each ``1 <= k <= n``. Default: 1, 2, 4, ... n. Not with a policy, which gives no curves.
     verifiers : sequence of str or verifier, or a mapping of names to them
         Each gives a score per sample to select by. A verifier without a name here is called
         by its own, or as its `repr` says.
@@ -322,12 +322,16 @@ def evaluate(
     >>> run.curves().mean["pass@k"][-1]  # doctest: +SKIP
     1.0
     """
+    from bonaware.policy_run import PolicyRun, no_curves  # which builds on Run
+
     if isinstance(lm, str | os.PathLike):
         raise TypeError(f"lm must be a model, such as LM.load({os.fspath(lm)!r}), got its path")
     if isinstance(stop_strings, str):
         stop_strings = [stop_strings]
     n, temperature = policies.of_policy(policy, n, temperature)
     n, schedule = _check_sampling(n, temperature)
+    if policy is not None and k is not None:
+        raise no_curves(policy)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
     judges = _verifiers(verifiers, task, lm)
@@ -390,8 +394,6 @@ def evaluate(
     }  # fmt: skip
     if by_policy is None:
         return Run(**made)
-    from bonaware.policy_run import PolicyRun
-
     return PolicyRun(**made, policy=policy, done=by_policy.done)
 
 

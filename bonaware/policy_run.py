@@ -11,7 +11,15 @@ from bonaware import estimators
 from bonaware.evaluation import Run
 from bonaware.policies import Policy, describe
 
-__all__ = ["PolicyRun"]
+__all__ = ["PolicyRun", "no_curves"]
+
+
+def no_curves(policy: Policy) -> ValueError:
+    """Why a run under a policy has none, and so takes no k."""
+    return ValueError(
+        f"curves over k need samples whose number did not depend on what they were, but policy "
+        f"{policy!r} decides it: see accuracy() and samples_per_prompt, or replay the policy on a "
+        "run without one")
 
 
 @dataclass(eq=False, repr=False)
@@ -85,10 +93,7 @@ class PolicyRun(Run):
 
     def curves(self, level: float = 0.95) -> Any:
         """Not of samples whose number was decided by looking at them: such figures are biased."""
-        raise ValueError(
-            f"curves over k need samples whose number did not depend on what they were, but policy "
-            f"{self.policy!r} decided it: see accuracy() and samples_per_prompt, or replay the "
-            "policy on a run without one")
+        raise no_curves(self.policy)
 
     def selected(self) -> dict[str, float]:
         """Mean reward of what the policy took."""

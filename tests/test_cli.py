@@ -438,6 +438,8 @@ def test_config_counts_the_measured_routes_instead_of_listing_them(capsys, tmp_p
     (["evaluate", "--samples", "f", "--task", "t"], "not both"),
     (["evaluate", "--samples", "f", "--export", "x.jsonl"], "it needs --model and a store"),
     (["evaluate", "--samples", "f", "--n", "8"], "--n is for drawing; --samples are drawn"),
+    (["evaluate", "--samples", "f", "--policy", "best_of_n"], "--samples are drawn: see bonaware"),
+    (["evaluate", "--policy", "best_of_n", "--k", "1,2"], "--k is for curves, which samples whose"),
     ([*EVALUATE, "--export", "x.csv"], "a name ending in .parquet or .jsonl, got x.csv"),
     ([*EVALUATE, "--n", "x"], "invalid int value: 'x'"),
     ([*EVALUATE, "--memory", "8X"], "--memory: need a size such as 8G, got '8X'"),

@@ -242,6 +242,11 @@ def test_temperatures_are_the_policys_or_the_callers(lm):
                                   np.tile([0, 1, 1.5], (PROBLEMS, 1))[drawn])
 
 
+def test_k_is_refused_before_anything_is_drawn(lm):
+    with pytest.raises(ValueError, match=r"curves over k .* but policy BestOfN\(n=3\) decides"):
+        evaluated(lm, BEST, k=[1, 2], progress=pytest.fail)
+
+
 def test_a_name_is_no_policy(lm):
     with pytest.raises(TypeError, match=r"get\('best_of_n', n=8\), got 'adaptive'"):
         evaluated(lm, "adaptive")
