@@ -62,7 +62,7 @@ def soft_labels(scores: ArrayLike, eps: float = 0.0) -> Floats:
         there = ~np.isnan(row)
         if (count := int(there.sum())) > 1:
             own = row[there]
-            below = np.searchsorted(np.sort(own), own + eps, side="right")
+            below = np.searchsorted(np.sort(own) - eps, own, side="right")
             label[there] = (below - 1) / (count - 1)
     return labels
 
@@ -100,7 +100,7 @@ def pair_labels(scores: ArrayLike, eps: float = 0.0,
         there = np.random.default_rng([seed, PAIRS, p]).permutation(np.flatnonzero(~np.isnan(row)))
         half = len(there) // 2
         one, two = there[:half], there[half : 2 * half]
-        label[one], label[two] = row[one] + eps >= row[two], row[two] + eps >= row[one]
+        label[one], label[two] = row[one] >= row[two] - eps, row[two] >= row[one] - eps
     return labels
 
 
