@@ -66,6 +66,13 @@ def test_soft_labels_are_those_of_exact_arithmetic(eps):
             assert np.isnan(label) if want is None else label == float(want)
 
 
+def test_labels_compare_as_their_formula_does():
+    for row in ([0.3, 0.4], [0.7, 0.8]):  # as numbers, 0.3 + 0.1 >= 0.4 and 0.3 < 0.4 - 0.1
+        want = [[row[0] >= row[1] - 0.1, 1.0]]
+        np.testing.assert_array_equal(selfeval.soft_labels([row], 0.1), want)
+        np.testing.assert_array_equal(selfeval.pair_labels([row], 0.1), want)
+
+
 def test_binary_rewards_have_the_labels_that_their_count_gives():
     labels = selfeval.soft_labels([[1, 0, 0, 1, 0]])
     np.testing.assert_array_equal(labels, [[1, 0.5, 0.5, 1, 0.5]])
@@ -297,7 +304,8 @@ GOOD = {"problem": "a", "prompt": "a", "sample": 0, "tokens": [1, 2], "length": 
     ({"tokens": []}, "line 2: tokens must be a list of 1 to length ids, found length=3"),
     ({"tokens": [1] * 4}, "line 2: tokens must be a list of 1 to length ids"),
     ({"tokens": [1.5]}, "line 2: tokens must be"), ({"tokens": [[1]]}, "line 2: tokens must be"),
-    ({"tokens": [2**40]}, "line 2: tokens must be"), ({"tokens": "ab"}, "must be list, got str"),
+    ({"tokens": [2**40]}, "line 2: tokens must be"), ({"tokens": [-1]}, "line 2: tokens must be"),
+    ({"tokens": "ab"}, "must be list, got str"),
     ({"prompt": None}, "must be str or list, got NoneType"),
 ], ids=str)  # fmt: skip
 def test_broken_rows_are_refused(tmp_path, change, sentence):
@@ -308,6 +316,10 @@ def test_broken_rows_are_refused(tmp_path, change, sentence):
 
 
 def test_files_without_a_row_are_refused(tmp_path):
+    for ending in ("jsonl", "parquet"):
+        with pytest.raises(ValueError, match=rf"one row to write .*rows\.{ending}, got none"):
+            selfeval.write_rows(tmp_path / f"rows.{ending}", [])
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "rows.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=r"need at least one row, but .*rows\.jsonl has none"):
         selfeval.read_rows(tmp_path / "rows.jsonl")
@@ -370,6 +382,14 @@ def test_the_store_of_a_run_is_recorded(tmp_path):
         selfeval.recorded(tmp_path / "run.sqlite", "oracle")
 
 
+def test_the_store_of_a_policy_is_refused(tmp_path):
+    path = tmp_path / "run.sqlite"
+    bon.evaluate(letters_model(tmp_path / "letters"), Letters(), limit=4, progress=False,
+                 policy=bon.policies.get("best_of_n", n=3), store=path)
+    with pytest.raises(ValueError, match=r"run.sqlite: a policy decided how much was drawn"):
+        selfeval.recorded(path)
+
+
 @pytest.mark.parametrize(("row", "sentence"), [
     ({"tokens": [1], "reward": 1}, "need a field 'prompt'"),
     ({"prompt": "a", "reward": 1}, "need one of the fields tokens, completion"),
@@ -378,7 +398,14 @@ def test_the_store_of_a_run_is_recorded(tmp_path):
     ({"prompt": "a", "tokens": [1, "b"], "reward": 1}, "a sample must be a text or a list of ids"),
     ({"prompt": "a", "tokens": [[1]], "reward": 1}, "field 'reward' must be list, got int"),
     ({"prompt": "a", "tokens": [[1]], "reward": [1, 2]}, r"as many entries of reward and .*\[1, 2"),
-    ({"prompt": "a", "tokens": [1], "reward": 1, "finish_reason": "bored"}, "finish_reason must"),
+    ({"prompt": "a", "tokens": [1], "reward": 1, "finish_reason": "bored"},
+     "line 1: finish_reason must be one of eos, .*, found 'bored'"),
+    ({"prompt": "a", "tokens": [1], "reward": 1, "finish_reason": 5}, "finish_reason must .* 5"),
+    ({"prompt": "a", "tokens": [1], "reward": 1, "finish_reason": ["eos"]}, "finish_reason must"),
+    ({"prompt": "a", "tokens": [[1]], "reward": [1], "finish_reason": 5},
+     "line 1: field 'finish_reason' must be list, got int"),
+    ({"prompt": "a", "tokens": [99999999999], "reward": 1}, "line 1: a sample must be a text or"),
+    ({"prompt": "a", "tokens": [[1], [-3]], "reward": [1, 1]}, "line 1: a sample must be a text"),
 ], ids=str)  # fmt: skip
 def test_broken_recordings_are_refused(tmp_path, row, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -10,7 +10,8 @@ import numpy as np
 
 from bonaware._arguments import Floats
 from bonaware.recorded import REWARDS, SQLITE_MAGIC, evaluate_recorded
-from bonaware.samples import Sample, Samples
+from bonaware.samples import FINISH_REASONS, Sample, Samples
+from bonaware.selfeval.rows import ids_of
 from bonaware.tasks import read_jsonl, require
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def recorded(path: str | os.PathLike[str], scores: str | None = None,
     Raises
     ------
     ValueError
-        A field is missing or of another kind; the message names file, line and field. Or there
-        are texts and no model.
+        A field is missing or of another kind; the message names file, line and field. There are
+        texts and no model. Or a policy decided what was drawn into the store.
     OSError
         The file cannot be read.
 
@@ -89,6 +90,9 @@ def recorded(path: str | os.PathLike[str], scores: str | None = None,
 
 def _from_store(path: Path, name: str | None) -> Recorded:
     run = evaluate_recorded(path)
+    if "policy" in run.settings:
+        raise ValueError(f"{path}: a policy decided how much was drawn by looking at the samples, "
+                         "so labels by comparison would be biased: draw them without one")
     if name is not None and name not in run.scores:
         known = ", ".join(run.scores) or "none"
         raise ValueError(f"{path}: need scores by {name!r}, found {known}")
@@ -121,9 +125,9 @@ class _Reader:
         if isinstance(drawn, str) or (drawn and isinstance(drawn[0], int)):
             columns = [[drawn], [row.get(score)], [row.get("finish_reason", "eos")]]
         else:
-            values = require(row, score, list, self.path, line)
-            reasons = row.get("finish_reason", ["eos"] * len(drawn))
-            columns = [drawn, values, reasons]
+            columns = [drawn, require(row, score, list, self.path, line), ["eos"] * len(drawn)]
+            if "finish_reason" in row:
+                columns[2] = require(row, "finish_reason", list, self.path, line)
         if len({len(column) for column in columns}) > 1:
             raise self._wrong(line, f"need as many entries of {score} and finish_reason as of "
                                     f"{field}, found {[len(column) for column in columns]}")
@@ -145,10 +149,13 @@ class _Reader:
         return float(value)
 
     def _sample(self, line: int, p: int, drawn: Any, reason: Any) -> Sample:
+        if reason not in FINISH_REASONS:
+            raise self._wrong(line, f"finish_reason must be one of {', '.join(FINISH_REASONS)}, "
+                                    f"found {reason!r:.80}")
         ids = self._ids(line, drawn, reason == "eos")
         unknown = np.full(len(ids), np.nan, np.float32)
         return Sample(p, len(self.rows[p]), ids, unknown, unknown, unknown,
-                      drawn if isinstance(drawn, str) else None, str(reason), math.nan)
+                      drawn if isinstance(drawn, str) else None, reason, math.nan)
 
     def _ids(self, line: int, drawn: Any, ended: bool) -> Any:
         if isinstance(drawn, str):
@@ -157,10 +164,11 @@ class _Reader:
                                         "encodes them")
             ends = self.lm.eos_token_ids[:1] if ended else ()
             return np.concatenate([self.lm._completion(drawn), np.array(ends, np.int32)])
-        if not isinstance(drawn, list) or any(type(token) is not int for token in drawn):
+        ids = ids_of(drawn) if isinstance(drawn, list) else None
+        if ids is None:
             raise self._wrong(line, "a sample must be a text or a list of ids, found "
                                     f"{drawn!r:.80}")
-        return np.array(drawn, np.int32)
+        return ids
 
     def _wrong(self, line: int, sentence: str) -> ValueError:
         return ValueError(f"{self.path}, line {line}: {sentence}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bonaware._checks import as_ids
 from bonaware.tasks import read_jsonl, require
 
 __all__ = ["Row", "read_rows", "write_rows"]
@@ -71,7 +72,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
     Raises
     ------
     ValueError
-        Another ending; or, in Parquet, prompts of several kinds.
+        Another ending, or no rows; or, in Parquet, prompts of several kinds.
     OSError
         The file cannot be written.
 
@@ -81,10 +82,12 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Row]) -> int:
     messages.
     """
     target = Path(path)
-    write = _writer(target)
+    write = writer_of(target)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        count = write(draft, rows)
+        if not (count := write(draft, rows)):
+            raise ValueError(f"need at least one row to write {target}, got none: a sample is "
+                             "compared with others of its prompt")
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
@@ -103,7 +106,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         The file cannot be read.
     """
     source = Path(path)
-    _writer(source)
+    writer_of(source)
     records = read_jsonl(source) if source.suffix == ".jsonl" else _read_parquet(source)
     rows = [_row(record, source, number) for number, record in records]
     if not rows:
@@ -111,7 +114,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
-def _writer(path: Path) -> Callable[[Path, Iterable[Row]], int]:
+def writer_of(path: Path) -> Callable[[Path, Iterable[Row]], int]:
+    """Who writes files of this ending; refuses other ones."""
     writers = {".parquet": _write_parquet, ".jsonl": _write_jsonl}
     if path.suffix not in writers:
         raise ValueError(f"need a path that ends in .parquet or .jsonl, got {str(path)!r}")
@@ -121,16 +125,21 @@ def _writer(path: Path) -> Callable[[Path, Iterable[Row]], int]:
 def _row(record: dict[str, Any], path: Path, number: int) -> Row:
     values = [require(record, name, kind, path, number) for name, kind in KINDS.items()]
     problem, prompt, sample, tokens, length, label = values
-    try:
-        ids = np.array(tokens, np.int32)
-    except (TypeError, ValueError, OverflowError):
-        ids = np.empty((0, 0), np.int32)
-    if ids.ndim != 1 or ids.tolist() != tokens or not 1 <= len(ids) <= length:
+    ids = ids_of(tokens)
+    if ids is None or not 1 <= len(ids) <= length:
         raise ValueError(f"{path}, line {number}: tokens must be a list of 1 to length ids, found "
                          f"length={length} and {tokens!r:.80}")
     if not 0 <= label <= 1:
         raise ValueError(f"{path}, line {number}: label must be in [0, 1], found {label}")
     return Row(problem, prompt, sample, ids, length, float(label))
+
+
+def ids_of(tokens: list[Any]) -> NDArray[np.int32] | None:
+    """Token ids that a file lists; None where something else is among them."""
+    try:
+        return as_ids(tokens, "tokens")
+    except (TypeError, ValueError):
+        return None
 
 
 def _record(row: Row) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
 def _schema(arrow: Any, prompts: list[Any]) -> Any:
     """Of the file; prompts have the type of the first ones."""
     return arrow.schema({
-        "problem": arrow.string(), "prompt": arrow.array(prompts or [""]).type,
+        "problem": arrow.string(), "prompt": arrow.array(prompts).type,
         "sample": arrow.int64(), "tokens": arrow.list_(arrow.int32()), "length": arrow.int64(),
         "label": arrow.float64(), "fraction": arrow.float64()})
 
