@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bonaware import policies
 from bonaware.evaluation import Run
+from bonaware.policies import Policy
+from bonaware.policy_run import PolicyRun, no_curves
 from bonaware.samples import Samples
 from bonaware.store import Store
 from bonaware.tasks import Problem, read_jsonl
@@ -79,12 +82,14 @@ def evaluate_recorded(
     Returns
     -------
     Run
-        Without samples for JSONL; `run.settings` says which field was taken for what.
+        Without samples for JSONL; `run.settings` says which field was taken for what. Of the
+        store of a policy's run a `bonaware.policy_run.PolicyRun`, which has no curves.
 
     Raises
     ------
     ValueError
-        A field is missing, or a row does not fit; the message names file, line and field.
+        A field is missing, or a row does not fit; the message names file, line and field. Or
+        k is given and a policy decided how much was drawn.
 
     Notes
     -----
@@ -240,30 +245,47 @@ class _Table:
 def _from_store(path: Path, k: Sequence[int] | None) -> Run:
     """The run that a store holds, with the rewards and scores written there."""
     with Store(path, readonly=True) as store:
+        settings = store.settings
+        policy = _policy(path, settings)
+        if policy is not None and k is not None:
+            raise no_curves(policy)
         rewards, answers = store.rewards(store.shape())
         rewarded = ~np.isnan(rewards)
         if not rewarded.any():
             raise ValueError(
                 f"{path}: the store has no rewards yet; the command that draws into it adds them"
             )
-        n = int(np.nonzero(rewarded)[1].max()) + 1
+        n = int(np.nonzero(rewarded)[1].max()) + 1 if policy is None else policy.n
         shape = (len(rewards), n)
-        rows, settings = store.problems(), store.settings
+        rewards, answers = store.rewards(shape)
+        rows = store.problems()
         prompts = [row["prompt"] for row in rows]
-        samples = Samples.from_list(prompts, store.samples(*shape), n, settings=settings)
-        return Run(
-            problems=[
+        made = {
+            "problems": [
                 Problem(row["id"], row["prompt"], row["answer"], row["fields"]) for row in rows
             ],
-            samples=samples,
-            rewards=rewards[:, :n],
-            scores=store.scores(shape),
-            answers=[row[:n] for row in answers] if any(map(any, answers)) else None,
-            settings=settings,
-            k=k,
-            store=path,
-            complete=bool(rewarded[:, :n].all()),
-        )
+            "samples": Samples.from_list(prompts, store.samples(*shape), n, settings=settings),
+            "rewards": rewards, "scores": store.scores(shape),
+            "answers": answers if any(map(any, answers)) else None,
+            "settings": settings, "k": k, "store": path,
+        }  # fmt: skip
+        if policy is None:
+            return Run(**made, complete=not np.isnan(rewards).any())
+        # Of prompts that a killed call was done with there may be no rewards yet.
+        done = {p: i for p, i in store.done().items() if i < 0 or not np.isnan(rewards[p, i])}
+        return PolicyRun(**made, complete=len(done) == len(rows), policy=policy, done=done)
+
+
+def _policy(path: Path, settings: dict[str, Any]) -> Policy | None:
+    """Which policy decided how much was drawn, as the settings of a store tell."""
+    told = settings.get("policy")
+    if told is None:
+        return None
+    try:
+        return policies.get(**told)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: need a policy of bonaware to read what one has drawn, but "
+                         f"{error}") from None
 
 
 def _pad(rows: list[list[float]], n: int) -> NDArray[np.float64]:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from fakes import Digits
 
 import bonaware as bon
-from bonaware import _drawing, _scheduling, policies
+from bonaware import _drawing, _scheduling, cli, policies
 from bonaware.policy_run import PolicyRun
 from bonaware.samples import Sample, Samples
 from bonaware.store import Store
@@ -318,3 +319,52 @@ def test_no_prompt_that_is_done_gives_no_figures(tmp_path):
     assert run.to_dict() == {}
     assert "no figures" in run.summary()
     assert "no figures" in run.report(tmp_path / "page.html").read_text("utf-8").lower()
+
+
+# -- read again ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [BEST, ADAPTIVE, PRUNE, VOTES], ids=lambda p: type(p).__name__)
+def test_a_store_read_again_is_the_same_run(lm, tmp_path, policy):
+    run = evaluated(lm, policy, tmp_path / "run.sqlite")
+    again = bon.evaluate_recorded(tmp_path / "run.sqlite")
+    same(again, run)
+    assert again.policy == policy
+    assert again.answers == run.answers
+    assert again.to_dict() == run.to_dict()
+    with pytest.raises(ValueError, match="curves over k need samples whose number"):
+        again.curves()
+    with pytest.raises(ValueError, match="curves over k need samples whose number"):
+        bon.evaluate_recorded(tmp_path / "run.sqlite", k=[1])
+
+
+def test_a_store_read_again_shows_the_figures_of_the_policy(lm, tmp_path, capsys):
+    evaluated(lm, ADAPTIVE, tmp_path / "run.sqlite")
+    assert cli.main(["evaluate", "--samples", str(tmp_path / "run.sqlite")]) == 0
+    shown = capsys.readouterr().out
+    assert "samples per prompt" in shown
+    assert "prompts by the samples they took" in shown
+    assert "best-of-k" not in shown
+
+
+def test_a_store_of_which_fewer_problems_were_taken_has_the_figures_of_these(lm, tmp_path):
+    evaluated(lm, PRUNE, tmp_path / "run.sqlite")
+    fewer = evaluated(lm, PRUNE, tmp_path / "run.sqlite", limit=2)
+    again = bon.evaluate_recorded(tmp_path / "run.sqlite")
+    assert again.done == fewer.done
+    assert not again.complete
+    np.testing.assert_array_equal(again.values, fewer.values)
+
+
+def test_a_store_of_a_policy_from_elsewhere_is_refused(lm, tmp_path):
+    @dataclass(frozen=True)
+    class Mine(policies.Policy):
+        n: int = 2
+
+        def decide(self, seen):
+            return policies.Decision(draw=2 - seen.drawn)
+
+    store = tmp_path / "run.sqlite"
+    evaluated(lm, Mine(), store)
+    with pytest.raises(ValueError, match=r"run\.sqlite: need a policy of bonaware .* there is no"):
+        bon.evaluate_recorded(store)
