@@ -12,6 +12,7 @@ from bonaware import cli
 __all__ = ["add"]
 
 MODEL = "a Hugging Face folder, or the name of an embedded model"
+ENGINE = ("dtype", "threads", "memory")
 SUMMARY = "teach a model to say whether starting over would do better, and measure it"
 
 BUILD = """\
@@ -67,6 +68,7 @@ def _build(args: argparse.Namespace) -> bool:
     from bonaware import selfeval
 
     _check_source(args, "--samples FILE", args.samples)
+    _check_build(args)
     if args.samples:
         lm = cli._load(args) if args.model else None
         found = selfeval.recorded(args.samples, args.scores, lm)
@@ -88,6 +90,23 @@ def _build(args: argparse.Namespace) -> bool:
           f"{count} rows of {len(seen.prompts)} prompts, {seen.whole} of whole samples, mean label "
           f"{figures['label']:.4f}: {args.out}")
     return True
+
+
+def _check_build(args: argparse.Namespace) -> None:
+    """What would be ignored, or fail behind the drawing."""
+    from bonaware.selfeval.rows import writer_of
+
+    if args.samples:
+        used = {"model", "seed", *(ENGINE if args.model else ())}
+        ignored = [action for action in args.drawing if action.dest not in used]
+        cli._refuse(args, ignored, "is for drawing; --samples are drawn")
+    elif args.scores:
+        raise cli.UsageError("--scores is for --samples; with --task give --verifier")
+    elif args.n < 2:
+        raise cli.UsageError(f"--n must be at least 2, to compare samples, got {args.n}")
+    writer_of(Path(args.out))
+    if Path(args.out).suffix == ".parquet":
+        cli._need("pyarrow", "Parquet needs pyarrow: pip install 'bonaware[arrow]'")
 
 
 class _Seen:
@@ -148,6 +167,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
                           "JSONL (default: the rewards)")  # fmt: skip
     _label_arguments(parser)
     cli._model_arguments(parser, n=16, length="the task's")
+    parser.set_defaults(drawing=[*drawn._group_actions, *parser.get_default("drawing")])
 
 
 def _task_arguments(group: Any) -> None:
@@ -158,7 +178,7 @@ def _task_arguments(group: Any) -> None:
     group.add_argument("--limit", type=int, metavar="P", help="the first P problems only")
 
 
-def _label_arguments(parser: argparse.ArgumentParser) -> None:
+def _label_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     group = parser.add_argument_group("labels")
     group.add_argument("--labels", default="soft", choices=("soft", "pairs"),
                        help="against all other samples of the prompt, or one (default: soft)")
@@ -169,6 +189,7 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
                        "the one before (default: .25,.5,.75,1)")  # fmt: skip
     group.add_argument("--per-sample", type=int, metavar="K",
                        help="so many rows of each sample at random (default: all)")
+    return group._group_actions
 
 
 # -- train -------------------------------------------------------------------
@@ -179,6 +200,12 @@ def _train(args: argparse.Namespace) -> bool:
     from bonaware.training.folder import holds_run
 
     _check_source(args, "--rows FILE", args.rows)
+    if args.rows:
+        cli._refuse(args, args.fresh, "is for --task, which draws; --rows are labelled")
+    else:
+        cli._refuse(args, args.stored, "is for --rows")
+    if not args.eval_rows:
+        cli._refuse(args, args.measured, "needs --eval-rows FILE to measure on")
     if args.resume and not holds_run(args.out):
         raise cli.UsageError(f"--resume: {args.out} holds no run to go on with")
     question = _question(args)
@@ -224,7 +251,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     fresh.add_argument("--n", type=int, default=16, help="samples per prompt (default: 16)")
     fresh.add_argument("--temperature", type=float, default=1.0, help="default: 1")
     fresh.add_argument("--max-new-tokens", type=int, metavar="T", help="default: the task's")
-    _label_arguments(parser)
+    labels = _label_arguments(parser)
     _question_arguments(parser)
     how = parser.add_argument_group("training")
     how.add_argument("--steps", type=int, default=100, help="of the whole run (default: 100)")
@@ -241,9 +268,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--save-every", type=int, default=0, metavar="STEPS",
                      help="a checkpoint after so many steps (default: at the end only)")
     how.add_argument("--eval-rows", metavar="FILE", help="rows that are not learned from")
-    how.add_argument("--eval-every", type=int, default=50, metavar="STEPS",
-                     help="measure on them (default: 50)")  # fmt: skip
+    every = how.add_argument("--eval-every", type=int, default=50, metavar="STEPS",
+                             help="measure on them (default: 50)")  # fmt: skip
     cli._engine_arguments(parser)
+    parser.set_defaults(fresh=[*fresh._group_actions, *labels], stored=rows._group_actions,
+                        measured=[every])
 
 
 # -- calibrate ---------------------------------------------------------------

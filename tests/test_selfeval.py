@@ -70,7 +70,8 @@ def test_labels_compare_as_their_formula_does():
     for row in ([0.3, 0.4], [0.7, 0.8]):  # as numbers, 0.3 + 0.1 >= 0.4 and 0.3 < 0.4 - 0.1
         want = [[row[0] >= row[1] - 0.1, 1.0]]
         np.testing.assert_array_equal(selfeval.soft_labels([row], 0.1), want)
-        np.testing.assert_array_equal(selfeval.pair_labels([row], 0.1), want)
+        for rng in range(4):
+            np.testing.assert_array_equal(selfeval.pair_labels([row], 0.1, rng), want)
 
 
 def test_binary_rewards_have_the_labels_that_their_count_gives():
@@ -933,6 +934,7 @@ def folder(tmp_path, monkeypatch):
 
 BUILD = ["selfeval", "build", "--model", "letters", "--task", "letters", "--n", "6",
          "--threads", "1"]
+TRAIN = ["train", "--model", "letters", "--out", "run"]
 ANSWERS = ["--question-ids", "5", "--target", "2", "--other", "3", "--threads", "1"]
 
 
@@ -1032,6 +1034,23 @@ def test_calibrate_draws_a_figure(folder, capsys):
     (["build", "--out", "x.jsonl"], 2, "give either --samples FILE or --task NAME"),
     (["build", "--task", "letters", "--samples", "s", "--out", "x.jsonl"], 2, "give either"),
     (["build", "--task", "letters", "--out", "x.jsonl"], 2, "it needs --model FOLDER"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--n", "3"], 2,
+     "--n is for drawing; --samples are drawn"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--top-k", "3"], 2, "--top-k is for drawing"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--limit", "3"], 2, "--limit is for drawing"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--verifier", "exact"], 2, "--verifier is"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--threads", "1"], 2, "--threads is for"),
+    (["build", "--samples", "s", "--out", "x.jsonl", "--seed", "1", "--model", "letters",
+      "--threads", "1"], 1, "No such file"),
+    ([*BUILD[1:], "--out", "x.jsonl", "--scores", "exact"], 2, "--scores is for --samples"),
+    ([*BUILD[1:], "--out", "x.jsonl", "--n", "1"], 2, "--n must be at least 2, to compare samples"),
+    ([*BUILD[1:], "--out", "x.txt"], 1, "path that ends in .parquet or .jsonl, got 'x.txt'"),
+    ([*TRAIN, "--rows", "r.jsonl", "--temperature", "0.5"], 2, "--temperature is for --task"),
+    ([*TRAIN, "--rows", "r.jsonl", "--limit", "3"], 2, "--limit is for --task"),
+    ([*TRAIN, "--rows", "r.jsonl", "--fractions", "1"], 2, "--fractions is for --task"),
+    ([*TRAIN, "--task", "letters", "--per-prompt", "3"], 2, "--per-prompt is for --rows"),
+    ([*TRAIN, "--rows", "r.jsonl", "--eval-every", "3"], 2, "--eval-every needs --eval-rows FILE"),
+    ([*TRAIN, "--rows", "r.jsonl", "--seed", "1"], 1, "r.jsonl: No such file"),
     (["build", "--samples", "no.sqlite", "--out", "x.jsonl"], 1, "no.sqlite: No such file"),
     (["train", "--model", "letters", "--out", "run"], 2, "give either --rows FILE or --task NAME"),
     (["train", "--model", "letters", "--rows", "r.jsonl", "--out", "run", "--resume"], 2,
@@ -1045,6 +1064,7 @@ def test_wrong_command_lines_are_one_sentence(folder, capsys, argv, code, senten
         found = cli.main(["selfeval", *argv])
     except SystemExit as error:
         found = error.code
+    assert not (folder / "x.sqlite").exists()  # nothing is drawn before
     assert found == code
     assert sentence in capsys.readouterr().err
 
