@@ -371,9 +371,12 @@ def test_a_score_head_cannot_be_asked(tiny):
      "One turn only"),
     (CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"),
      "does not write an answer such as 'No' where the assistant begins to speak"),
+    (CHATML.replace("{{ m.role }}",
+                    "{{ 'somebody' if loop.last and m.role == 'assistant' else m.role }}"),
+     "does not write an answer such as 'No' where the assistant begins to speak"),
     (CHATML.replace("{{ m.content }}", "> {{ m.content }}").replace(
         "assistant\n{% endif", "assistant\n>{% endif"), None),
-], ids=["drops", "no-end", "nothing", "refuses", "thinks", "blank"])
+], ids=["drops", "no-end", "nothing", "refuses", "thinks", "renames", "blank"])
 def test_templates_that_do_not_take_the_question_are_refused(tmp_path, template, sentence):
     lm = chat_model(tmp_path / "chat", template)
     if sentence is None:  # the answer begins with a blank there

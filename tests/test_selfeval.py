@@ -733,6 +733,22 @@ def test_every_epoch_takes_every_prompt_and_some_of_its_rows(tmp_path):
     assert picked[0] != picked[1]  # other rows in every epoch
 
 
+def test_rows_of_a_prompt_are_picked_once_and_in_their_order():
+    rows = [Row("a", "a", i, np.array([i], np.int32), 1, 0.5) for i in range(9)]
+    picked = []
+
+    class Trainer:
+        def step_answers(self, prompts, completions, labels):
+            picked.append([int(tokens[0]) for tokens in completions[0]])
+            return {}
+
+    source, trainer = selfeval.Answers(rows, 1, per_prompt=6), Trainer()
+    for trainer.steps in range(20):
+        source(trainer)
+    assert all(len(own) == len(set(own)) == 6 and own == sorted(own) for own in picked)
+    assert set().union(*picked) == set(range(9))
+
+
 def test_prompts_of_one_name_are_not_mixed():
     tokens = np.array([5], np.int32)
     rows = [Row("0", prompt, 0, tokens, 1, 0.5) for prompt in ([1], [2], [1])]
@@ -767,6 +783,26 @@ def test_steps_on_policy_depend_on_seed_and_step_only(tmp_path):
         assert {"loss", "auroc", "reward", "new_tokens", "rollout_seconds"} <= metrics.keys()
         losses.append(metrics["loss"])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("verifier", [None, "likelihood"])
+def test_labels_on_policy_are_of_the_verifier_where_there_is_one(tmp_path, verifier):
+    lm = letters_model(tmp_path / "letters")
+    lm.self_evaluation = Question((5,), 2, 3).settings()
+    source = selfeval.OnPolicy(Letters(), n=4, prompts=3, verifier=verifier)
+    build, seen = source.build, []
+
+    def spied(samples, scores, **options):
+        seen.append((samples, scores))
+        return build(samples, scores, **options)
+
+    source.build = spied
+    source(bon.Trainer(lm))
+    ((samples, scores),) = seen
+    if verifier:
+        np.testing.assert_array_equal(scores, samples.sum_logp)
+    else:
+        assert set(scores.ravel()) <= {0.0, 1.0}
 
 
 def test_sources_that_teach_nothing_are_refused(tmp_path):
