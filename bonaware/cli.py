@@ -38,8 +38,8 @@ EMBEDDED = {
     },
 }
 # Where no --verifier is given: what selects, and what guides a --policy that needs scores.
-SELECTOR = {"likelihood": ("likelihood", {})}
-GUIDE = {"self_evaluation": ("self_evaluation", {})}
+SELECTOR: dict[str, tuple[str, dict[str, Any]]] = {"likelihood": ("likelihood", {})}
+GUIDE: dict[str, tuple[str, dict[str, Any]]] = {"self_evaluation": ("self_evaluation", {})}
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "stop_strings")
 
 EVALUATE = """\

@@ -394,7 +394,7 @@ def evaluate(
     }  # fmt: skip
     if by_policy is None:
         return Run(**made)
-    return PolicyRun(**made, policy=policy, done=by_policy.done)
+    return PolicyRun(**made, policy=by_policy.policy, done=by_policy.done)
 
 
 class _ByPolicy:
@@ -408,8 +408,8 @@ class _ByPolicy:
             return task.answer(problems[prompt], text)
 
         self.policy = policy
-        first = next(iter(judges.items()), (None, None))
-        self.name, judge = first if policy.judged else (None, None)
+        self.name: str | None = next(iter(judges), None) if policy.judged else None
+        judge = None if self.name is None else judges[self.name]
         self.guide = Guide(policy, judge, problems, answer)
         guided = None if judge is None else {"name": self.name} | _identity(judge)
         self.settings = {"policy": policies.describe(policy), "guide": guided}

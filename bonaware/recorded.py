@@ -260,7 +260,7 @@ def _from_store(path: Path, k: Sequence[int] | None) -> Run:
         rewards, answers = store.rewards(shape)
         rows = store.problems()
         prompts = [row["prompt"] for row in rows]
-        made = {
+        made: dict[str, Any] = {
             "problems": [
                 Problem(row["id"], row["prompt"], row["answer"], row["fields"]) for row in rows
             ],
