@@ -549,6 +549,8 @@ def test_a_perfect_scorer_without_ties_gains_19_percent_with_1_2_samples():
     ("need scores of n=3 samples per prompt, got 2", lambda: fit_threshold([[0.1, 0.2]], 1, n=3)),
     ("need n >= 1, got 0", lambda: fit_threshold([[0.1, 0.2]], 1, n=0)),
     ("need a wave >= 1, got 0", lambda: fit_threshold([[0.1, 0.2]], 1, waves=0)),
+    ("rewards must be finite, but row 0, column 1 is not",
+     lambda: sweep([[0.1, 0.2]], rewards=[[1.0, np.nan]])),
     ("rewards and scores must have the same shape",
      lambda: fit_threshold([[0.1]], rewards=[1.0], accuracy=1)),
 ])  # fmt: skip
