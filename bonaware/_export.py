@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "INDEX", "SINGLE", "Tensor", "fingerprint", "fits_bfloat16", "new_folder", "write_json",
-    "write_safetensors", "write_weights",
+    "INDEX", "SAVING", "SINGLE", "Tensor", "fingerprint", "fits_bfloat16", "new_folder",
+    "write_json", "write_safetensors", "write_weights",
 ]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD = 5 * 10**9  # bytes of one file, as transformers writes them
 SIZES = {"F32": 4, "BF16": 2}
+SAVING = ".saving-"  # in the name of a folder that is being written, and eight more characters
 SAMPLED = 1024  # bytes of the start, middle and end of a tensor in the fingerprint
 
 
@@ -124,13 +125,16 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     FileExistsError
-        path is there and is not an empty folder.
+        path is there and is not an empty folder, or is the current one.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target == Path.cwd():
+        raise FileExistsError("need another folder than the current one to save in, as a whole "
+                              f"folder takes its place, found {target}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"need a folder that is new or empty to save in, found {target}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=target.name + SAVING) as temporary:
         folder = Path(temporary, target.name)
         folder.mkdir()
         yield folder

@@ -411,7 +411,7 @@ def _train(args: argparse.Namespace) -> bool:
     _say(f"configuration:\n{config.to_toml()}")
     trainer = training.train(config, resume=bool(args.resume), progress=True)
     _report(config, trainer, args.json)
-    return trainer.steps >= config.steps
+    return trainer.complete
 
 
 def _report(config: Any, trainer: Any, as_json: bool) -> None:

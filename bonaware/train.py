@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _export
 from bonaware._arguments import Floats, as_floats, place
+from bonaware._checks import count
 from bonaware._learner import AdamW, Learner, leave_adapters
 from bonaware._question import Question
 from bonaware.checkpoint import read_json
@@ -29,7 +30,6 @@ from bonaware.diagnostics import diagnose
 from bonaware.lm import LM, Prompt
 from bonaware.lora import TARGETS, fresh, write
 from bonaware.losses import Loss
-from bonaware.losses._base import need_count
 from bonaware.models import pad_token_id
 from bonaware.models._fields import show
 from bonaware.samples import Samples
@@ -115,6 +115,8 @@ class Trainer:
         As given.
     steps : int
         Steps made so far.
+    complete : bool
+        False where the newest `fit` left steps or the last evaluation to another one.
 
     Raises
     ------
@@ -151,6 +153,7 @@ class Trainer:
         self._learner = _learner(lm, memory, lora)
         if self.reference is not None:
             self._learner.set_reference(self.reference)
+        self.complete = True
         self._last: int | None = None  # steps of the run under way
         self._k: tuple[int, int] | None = None  # the loss's k at its start and end
         self._found: Metrics = {}  # metrics of the newest step, should Ctrl-C come right behind it
@@ -503,7 +506,7 @@ class Trainer:
         list of dict
             The records of this call, as metrics.jsonl holds them: one per step, with "step"
             from 1, and one per evaluation, with names that begin with "eval/". After Ctrl-C:
-            those so far; the last completed step is saved.
+            those so far.
 
         Raises
         ------
@@ -511,12 +514,20 @@ class Trainer:
             out holds a run that this trainer was not resumed from.
         RuntimeError
             Another process trains in this folder.
+        ValueError
+            A number is out of its range, or the source gives fewer samples than the loss needs.
+
+        Notes
+        -----
+        After Ctrl-C, and after any error, the last completed step is saved, so that a run can be
+        resumed from it; an error before the first leaves no run behind.
         """
         source = _as_source(source)
-        need_count(steps, "steps")
-        need_count(keep, "keep")
-        if k is not None:
-            _check_k(self.loss, k, getattr(source, "n", None))
+        count("steps", steps)
+        count("keep", keep)
+        count("save_every", save_every, least=0)
+        count("eval_every", eval_every, least=0)
+        _check_samples(_of_run(self.loss, k), getattr(source, "width", None))
         with (
             RunFolder(out, self.steps, self._folder, keep, config) as folder,
             StepBar(self.steps, steps, progress) as bar,
@@ -527,8 +538,12 @@ class Trainer:
                 loop.run()
             except KeyboardInterrupt:
                 loop.stop(self._found)
+            except BaseException:
+                loop.keep(self._found)
+                raise
             finally:
                 self._last = self._k = None
+                self.complete = loop.complete
         return loop.records
 
     # -- files ---------------------------------------------------------------
@@ -680,16 +695,23 @@ def _with_kl(lm: LM, loss: Any, kl: float) -> Loss | None:
     return replace(loss, kl=kl)
 
 
-def _check_k(loss: Any, k: tuple[int, int], n: int | None) -> None:
+def _of_run(loss: Any, k: tuple[int, int] | None) -> list[Loss]:
+    """The loss at the ends of a run."""
+    if k is None:
+        return [] if loss is None else [loss]
     if not hasattr(loss, "k"):
         raise TypeError(f"k={k} needs a loss with an option k, but {loss!r} has none")
     if len(k) != 2:
         raise ValueError(f"k must be two ints, at the first and the last step, got {k}")
-    for one in k:
-        fewest = replace(loss, k=one).fewest
-        if n is not None and fewest > n:
-            raise ValueError(f"{loss!r} with k={one} needs at least {fewest} samples of every "
-                             f"prompt, but n is {n}")
+    return [replace(loss, k=one) for one in k]
+
+
+def _check_samples(losses: Sequence[Loss], width: int | None) -> None:
+    """Refuse a source of too few samples of every prompt, where it says how many it gives."""
+    for loss in losses:
+        if width is not None and loss.needed > width:
+            raise ValueError(f"{loss!r} needs at least {loss.needed} samples of every prompt, but "
+                             f"there are {width}")
 
 
 def _check_labels(labels: Sequence[Floats], counts: Sequence[int]) -> None:

@@ -706,6 +706,115 @@ def test_ctrl_c_while_evaluating_keeps_the_step(tmp_path):
         (0, True), (1, False), (1, True), (2, False)]  # fmt: skip
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tmp_path, at):
+    calls = []
+
+    def evaluation(lm):
+        calls.append(lm.fingerprint)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return {"x": float(len(calls))}
+
+    def run(trainer):
+        return trainer.fit(Rollouts(Letters(), n=4, prompts=2), 4, out=tmp_path / "run",
+                           evaluation=evaluation, eval_every=2)
+
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE, bon.AdamW(lr=0.01))
+    with pytest.warns(UserWarning, match=f"interrupted: {2 * at} of 4 steps"):
+        run(trainer)
+    assert not trainer.complete
+    again = bon.Trainer(letters_model(tmp_path), REINFORCE, bon.AdamW(lr=0.01))
+    again.resume(tmp_path / "run")
+    run(again)
+    assert again.complete
+    measured = [(r["step"], "eval/x" in r) for r in lines(tmp_path / "run")]
+    assert measured == [
+        (0, True), (1, False), (2, False), (2, True), (3, False), (4, False), (4, True)]
+    assert calls[at] == calls[at + 1]
+    assert run(again) == []
+
+
+def test_an_error_keeps_the_last_completed_step(tmp_path):
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE)
+    rollouts = Rollouts(Letters(), n=4, prompts=2)
+
+    def source(trainer):
+        if trainer.steps == 3:
+            raise RuntimeError("the reward server is down")
+        return rollouts(trainer)
+
+    with pytest.raises(RuntimeError, match="the reward server is down"):
+        trainer.fit(source, 5, out=tmp_path / "run")
+    assert not trainer.complete
+    again = bon.Trainer(letters_model(tmp_path), REINFORCE)
+    again.resume(tmp_path / "run")
+    assert again.steps == 3
+    again.fit(rollouts, 5, out=tmp_path / "run")
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_error_before_the_first_step_leaves_no_run(tmp_path, there):
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE)
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    with pytest.raises(ValueError, match="must make one step"):
+        trainer.fit(lambda trainer: {}, 1, out=out, config="x = 1\n",
+                    evaluation=lambda lm: {"x": 1.0}, eval_every=1)
+    assert out.exists() == there
+    assert not there or not any(out.iterdir())
+    trainer.fit(Rollouts(Letters(), n=4, prompts=2), 1, out=out)
+
+
+def test_only_what_saving_left_is_removed(tmp_path):
+    run = tmp_path / "run"
+    ours = run / "step-000002.saving-abcd_123"
+    theirs = [run / "step-000002.backup", run / "step-000002.saving-of-mine"]
+    for folder in (ours, *theirs):
+        folder.mkdir(parents=True)
+    (run / "step-000002.tar.gz").touch()
+    (run / "step-000003.saving-abcd_123").touch()
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE)
+    trainer.fit(Rollouts(Letters(), n=4, prompts=2), 1, out=run)
+    left = {entry.name for entry in run.iterdir()}
+    assert left == {"metrics.jsonl", "step-000001", "step-000002.backup", "step-000002.tar.gz",
+                    "step-000002.saving-of-mine", "step-000003.saving-abcd_123"}
+
+
+def test_figures_of_numpy_are_figures(tmp_path):
+    trainer = bon.Trainer(letters_model(tmp_path), REINFORCE)
+
+    def source(trainer):
+        metrics = trainer.step(["a"], [["b", "c"]], [[0, 1]])
+        return metrics | {"x": np.float32(0.5), "y": np.int64(3), "z": np.arange(2)}
+
+    records = trainer.fit(source, 1, out=tmp_path / "run", eval_every=1,
+                          evaluation=lambda lm: {"nan": np.float32("nan")})
+    assert lines(tmp_path / "run") == records
+    assert [records[1][name] for name in "xyz"] == [0.5, 3, [0, 1]]
+    assert records[0] == {"step": 0, "eval/nan": None}
+    with pytest.raises(TypeError, match="figures must be what JSON holds, but bad is a object"):
+        trainer.fit(lambda trainer: source(trainer) | {"bad": object()}, 2, out=tmp_path / "run")
+    assert (tmp_path / "run" / "step-000002").is_dir()
+
+
+def test_a_folder_is_saved_through_a_link_and_not_in_place_of_the_current_one(
+        tmp_path, monkeypatch):
+    lm = model()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    lm.save(tmp_path / "link")
+    assert bon.LM.load(tmp_path / "real").fingerprint == lm.fingerprint
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FileExistsError, match="need another folder than the current one"):
+        lm.save(".")
+    lm.save("below")
+    assert bon.LM.load(tmp_path / "here" / "below").fingerprint == lm.fingerprint
+
+
 def test_ctrl_c_in_the_evaluation_of_problems_comes_through(tmp_path, monkeypatch):
     lm = letters_model(tmp_path)
     evaluation = Evaluation(task=Letters(), n=2, split="test")
@@ -882,8 +991,10 @@ def test_truncation_that_truncates_nothing_is_fine():
     (lambda t, s: t.fit(7, 1), TypeError, "source must be a task, its name, or a callable"),
     (lambda t, s: t.fit("nothing", 1), ValueError, "there is no 'nothing'"),
     (lambda t, s: t.fit(lambda t: {}, 1), ValueError, "must make one step .* made 0"),
-    (lambda t, s: t.fit(lambda t: {}, 0), ValueError, "steps must be >= 1, got 0"),
-    (lambda t, s: t.fit(lambda t: {}, 1, keep=0), ValueError, "keep must be >= 1, got 0"),
+    (lambda t, s: t.fit(lambda t: {}, 0), ValueError, "need steps >= 1, got 0"),
+    (lambda t, s: t.fit(lambda t: {}, 1, keep=0), ValueError, "need keep >= 1, got 0"),
+    (lambda t, s: t.fit(lambda t: {}, 1, save_every=-1), ValueError, "need save_every >= 0"),
+    (lambda t, s: t.fit(lambda t: {}, 1, eval_every=-1), ValueError, "need eval_every >= 0"),
     (lambda t, s: t.fit(lambda t: {}, 1, k=(1, 2)), TypeError,
      r"k=\(1, 2\) needs a loss with an option k, but Reinforce"),
 ])  # fmt: skip
@@ -961,10 +1072,21 @@ def test_labels_that_do_not_fit_are_refused(labels, sentence):
 def test_annealing_to_more_than_n_is_refused_before_the_first_step(tmp_path):
     trainer = bon.Trainer(letters_model(tmp_path), losses.get("bon")(k=2))
     source = Rollouts(Letters(), n=4, prompts=2)
-    with pytest.raises(ValueError, match="k=8 needs at least 8 samples of every prompt"):
+    with pytest.raises(ValueError, match=r"k=8.* needs at least 8 samples of every prompt"):
         trainer.fit(source, 3, k=(1, 8))
     with pytest.raises(ValueError, match="k must be two ints, at the first and the last step"):
         trainer.fit(source, 3, k=(1, 2, 3))
+
+
+@pytest.mark.parametrize(("loss", "n", "kl", "sentence"), [
+    (losses.get("bon")(k=3), 2, 0.0, "at least 3 samples of every prompt, but there are 2"),
+    (losses.get("raft")(), 1, 0.1, "at least 2 samples of every prompt, but there are 1"),
+], ids=["k", "kl"])
+def test_too_few_samples_for_the_loss_are_refused_before_the_run(tmp_path, loss, n, kl, sentence):
+    trainer = bon.Trainer(letters_model(tmp_path), loss, kl=kl)
+    with pytest.raises(ValueError, match=sentence):
+        trainer.fit(Rollouts(Letters(), n=n, prompts=2), 1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_runs_are_not_mixed(tmp_path):
@@ -1078,7 +1200,7 @@ def test_resume_forgets_the_gradient(tmp_path):
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer = bon.Trainer(model(), REINFORCE, bon.AdamW(lr=1e38, weight_decay=10.0))
     trainer.step(PROMPTS, draw(trainer.lm), REWARDS)
-    with pytest.raises(ValueError, match="trainer.safetensors: .* must be finite, but .* is "):
+    with pytest.raises(ValueError, match=r"trainer.safetensors: .* must be finite, but .* is "):
         trainer.save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,6 +13,7 @@ from letters import letters_model
 
 import bonaware as bon
 from bonaware import losses
+from bonaware.cli import main
 from bonaware.train import LoRA
 from bonaware.training import Evaluation, Labels, Rollouts, Texts, config
 from bonaware.training.config import TrainConfig, kind_of
@@ -234,6 +235,35 @@ def test_the_configuration_of_a_run_under_way_is_not_touched(folder, monkeypatch
     assert config.train(longer, resume=True, progress=False).steps == 5
     assert TrainConfig.read(run / "config.toml") == longer
     assert not list(run.glob("config.toml.*"))
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), [
+    ({"loss": "bon", "k": 9}, "needs at least 9 samples of every prompt, but there are 8"),
+    ({"eval_every": 1, "eval_split": "nope"}, "nope"),
+    ({"eval_every": 1, "eval_limit": 0}, "need at least one problem"),
+    ({"eval_every": 1, "eval_n": 0}, "need eval_n >= 1, got 0"),
+], ids=str)  # fmt: skip
+def test_a_run_that_can_not_be_leaves_no_folder(folder, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config.train(real(folder, **wrong), progress=False)
+    assert not (folder / "run").exists()
+
+
+def test_the_command_fails_where_the_last_evaluation_is_missing(folder, monkeypatch, capsys):
+    (folder / "run.toml").write_text(real(folder, steps=2, eval_every=2, eval_n=2).to_toml())
+    measure, calls = Evaluation.__call__, []
+
+    def interrupted(self, lm):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(self, lm)
+
+    monkeypatch.setattr(Evaluation, "__call__", interrupted)
+    assert main(["train", str(folder / "run.toml")]) == 1
+    assert main(["train", "--resume", str(folder / "run")]) == 0
+    assert "eval/pass@2" in capsys.readouterr().out
+    assert len(calls) == 3
 
 
 def test_texts_with_a_task_to_measure_on(folder):

@@ -51,7 +51,7 @@ class Loss:
     takes : tuple of str
         Inputs that may be given.
     fewest : int
-        Samples that every prompt must have.
+        Samples that every prompt must have, without the KL term.
     kernel_checks : tuple of str
         Inputs of which a C kernel refuses NaN and infinity, in rows without mask.
     kl : float
@@ -85,6 +85,11 @@ class Loss:
     @property
     def fewest(self) -> int:
         return 1
+
+    @property
+    def needed(self) -> int:
+        """Samples that every prompt must have, also for the KL term."""
+        return max(self.fewest, 2 if self.kl else 1)
 
     def check(self, batch: Batch, there: NDArray[np.bool_]) -> None:
         """Refuse what this loss alone cannot use; there [P, n]: where samples are."""
@@ -178,11 +183,10 @@ class Loss:
             raise TypeError(f"loss {self.name}: {said}; its inputs are {', '.join(self.inputs)}")
 
     def _check_counts(self, counts: NDArray[np.int64]) -> None:
-        fewest = max(self.fewest, 2 if self.kl else 1)
-        if (counts < fewest).any():
-            row = int(np.argmax(counts < fewest))
+        if (counts < self.needed).any():
+            row = int(np.argmax(counts < self.needed))
             raise ValueError(
-                f"{self} needs at least {fewest} samples of every prompt, but row {row} has "
+                f"{self} needs at least {self.needed} samples of every prompt, but row {row} has "
                 f"{counts[row]}"
             )
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bonaware import losses, tasks
+from bonaware._checks import count
 from bonaware.lm import LM
 from bonaware.train import TARGETS, AdamW, LoRA, Trainer
 from bonaware.training.evaluation import Evaluation
 from bonaware.training.folder import CONFIG, Record, holds_run
-from bonaware.training.sources import Labels, Rollouts, Texts, judge
+from bonaware.training.sources import Labels, Rollouts, Texts, judge, load_problems
 from bonaware.verifiers._loading import with_engine
 
 __all__ = ["CONFIG", "TrainConfig", "kind_of", "train"]
@@ -224,6 +225,8 @@ class TrainConfig:
         if not self.eval_every:
             return None
         task = self._task()
+        count("eval_n", self.eval_n)
+        load_problems(task, self.eval_split, self.eval_limit)  # which may not be there
         verifier = self._verifier(task) if self.verifier_options else self.verifier
         return Evaluation(task=task, n=self.eval_n, verifiers=(verifier,) if verifier else (),
                           temperature=self.temperature, max_new_tokens=self.max_new_tokens,
@@ -257,7 +260,7 @@ def train(config: TrainConfig, *, resume: bool = False,
     Returns
     -------
     Trainer
-        After Ctrl-C: with fewer steps than the configuration says.
+        After Ctrl-C: one that may not be `complete`.
 
     Raises
     ------

@@ -14,13 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from bonaware._export import SAVING
+
 __all__ = [
     "CONFIG", "METRICS", "RunFolder", "StepBar", "checkpoints", "holds_run", "newest", "plain",
 ]
 
 METRICS, CONFIG = "metrics.jsonl", "config.toml"
+EVALUATED = "eval/"  # what the names of an evaluation's figures begin with
 CHECKPOINT = re.compile(r"step-(\d{6,})")
-LEFTOVER = re.compile(r"step-\d{6,}\..+")  # of a process that was killed while it saved
+# Of a process that was killed while it saved.
+LEFTOVER = re.compile(CHECKPOINT.pattern + re.escape(SAVING) + r"\w{8}")
 # Figures beside the bar, those of them that a record has.
 SHOWN = ("loss", "reward", "accuracy", "auroc", "kl", "entropy", "nats_per_token")
 
@@ -82,18 +88,23 @@ class RunFolder:
         self.path = None if path is None else Path(path).resolve()
         self.keep = keep
         self._file: BinaryIO | None = None
+        self._steps = steps  # of the newest line
+        self._measured: int | None = None  # step of the newest evaluation
         if self.path is None:
+            self._measured = steps or None  # of earlier calls nothing is known
             return
         if holds_run(self.path) and self.path != resumed:
             raise FileExistsError(f"{path} holds a run: resume it with trainer.resume({str(path)!r}"
                                   ") or bonaware train --resume, or write to another folder")
+        self._new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path / METRICS, "ab+")  # noqa: SIM115 - closed by __exit__
         try:
             _lock(self._file, self.path)
-            _cut(self._file, steps)
+            for record in _cut(self._file, steps):
+                self._look(record)
             for entry in self.path.iterdir():
-                if LEFTOVER.fullmatch(entry.name):
+                if LEFTOVER.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
             if config is not None:
                 _replace(self.path / CONFIG, config)
@@ -104,15 +115,31 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        if self.path is None or self._file is None:
+            return
+        if error is not None and self._steps == 0:  # nothing was made: it is no run yet
+            for name in (METRICS, CONFIG):
+                (self.path / name).unlink(missing_ok=True)
+            if self._new and not any(self.path.iterdir()):
+                self.path.rmdir()
+        self._file.close()
+
+    def measured(self, step: int) -> bool:
+        """Whether the evaluation behind the newest step was made."""
+        return self._measured == step
 
     def write(self, record: Record) -> None:
         """Append a record."""
+        self._look(record)
         if self._file is not None:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
+
+    def _look(self, record: Record) -> None:
+        self._steps = max(self._steps, record["step"])
+        if any(name.startswith(EVALUATED) for name in record):
+            self._measured = record["step"]
 
     def rewrite(self, records: Sequence[Record]) -> None:
         """Put these records of one step in place of its lines, and of later ones."""
@@ -134,9 +161,27 @@ class RunFolder:
 
 
 def plain(record: Record) -> Record:
-    """The record as JSON has it: None for what is not a finite number."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()}
+    """The record as JSON has it: None for what is not a finite number.
+
+    Raises
+    ------
+    TypeError
+        JSON has nothing like one of its values.
+    """
+    return {name: _plain(name, value) for name, value in record.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"figures must be what JSON holds, but {name} is a "
+                        f"{type(value).__name__}: {error}") from None
+    return value
 
 
 def _to_disk(folder: Path) -> None:
@@ -165,18 +210,21 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise RuntimeError(f"another process trains in {path}") from None
 
 
-def _cut(file: BinaryIO, steps: int) -> None:
-    """Cut the file before the first line that is broken or of a later step."""
+def _cut(file: BinaryIO, steps: int) -> list[Record]:
+    """Cut the file before the first line that is broken or of a later step; what stays."""
     file.seek(0)
-    end = 0
+    end, records = 0, []
     for line in file:
         try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > steps:
+            record = json.loads(line)
+            if not line.endswith(b"\n") or record["step"] > steps:
                 break
         except (ValueError, KeyError, TypeError):
             break
         end += len(line)
+        records.append(record)
     file.truncate(end)
+    return records
 
 
 class StepBar:

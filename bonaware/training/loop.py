@@ -1,10 +1,10 @@
-"""The loop of `Trainer.fit`: step, record, evaluate, save, until the last step or Ctrl-C."""
+"""The loop of `Trainer.fit`: step, record, evaluate, save, until the last step or an error."""
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bonaware.training.folder import Record, RunFolder, StepBar, plain
+from bonaware.training.folder import EVALUATED, Record, RunFolder, StepBar, plain
 
 __all__ = ["Loop"]
 
@@ -28,8 +28,8 @@ class Loop:
         self.begun = self.told = self.saved = trainer.steps
 
     def run(self) -> None:
-        """Make the steps that are missing."""
-        if self.told == 0 and self.eval_every:
+        """Make the steps that are missing, and the evaluation behind the last one that is not."""
+        if self._unmeasured():
             self._evaluate()
         while self.told < self.steps:
             record = self.source(self.trainer)
@@ -37,25 +37,38 @@ class Loop:
                 raise ValueError("a source must make one step of the trainer, but "
                                  f"{self.source!r} made {self.trainer.steps - self.told}")
             self._tell(record)
-            if self._due(self.eval_every):
+            if self._unmeasured():
                 self._evaluate()
             if self._due(self.save_every) or self.told == self.steps:
                 self._save()
 
-    def stop(self, found: Record) -> None:
-        """After Ctrl-C: keep the last completed step and say so; found is its metrics."""
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are made, and the evaluation behind the last one."""
+        return self.told >= self.steps and not self._unmeasured()
+
+    def keep(self, found: Record) -> None:
+        """After an error: keep the last completed step; found is its metrics."""
         self.told = now = self.trainer.steps
         if now > self.begun:
-            # It may have come anywhere in between: the lines of this step are written anew.
+            # The error may have come anywhere in between: the lines of this step are written anew.
             if not any(record["step"] == now for record in self.records):
                 self.records.append(plain({"step": now} | found))
             self.folder.rewrite([record for record in self.records if record["step"] == now])
         if now > self.saved:
             self._save()
+
+    def stop(self, found: Record) -> None:
+        """After Ctrl-C: the same, and say so."""
+        self.keep(found)
         kept = "in memory" if self.folder.path is None else (
             f"in {self.folder.path}, where resume goes on")
         warnings.warn(f"interrupted: {self.told} of {self.steps} steps are made and kept {kept}",
                       stacklevel=3)
+
+    def _unmeasured(self) -> bool:
+        return (self.evaluation is not None and self._due(self.eval_every)
+                and not self.folder.measured(self.told))
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.told % every == 0 or self.told == self.steps)
@@ -65,9 +78,9 @@ class Loop:
         self._write({"step": self.told} | record)
 
     def _evaluate(self) -> None:
-        if self.evaluation is not None:
-            figures = self.evaluation(self.trainer.lm)
-            self._write({"step": self.told} | {f"eval/{x}": y for x, y in figures.items()})
+        assert self.evaluation is not None  # _unmeasured
+        figures = self.evaluation(self.trainer.lm)
+        self._write({"step": self.told} | {EVALUATED + x: y for x, y in figures.items()})
 
     def _write(self, record: Record) -> None:
         self.records.append(plain(record))

@@ -22,7 +22,7 @@ from bonaware.curves import which_k
 from bonaware.samples import Request, Sample, Samples
 from bonaware.tasks import Problem, Task, read_jsonl, require
 
-__all__ = ["Labels", "Rollouts", "Texts", "judge"]
+__all__ = ["Labels", "Rollouts", "Texts", "judge", "load_problems"]
 
 ORDER, DRAWS = 0, 1  # what a key with this number is for
 
@@ -79,10 +79,15 @@ class Rollouts:
         self.verifier = judge(verifier, self.task) if isinstance(verifier, str) else verifier
         self.expert = expert
         self.max_new_tokens = max_new_tokens or self.task.max_new_tokens
-        self.problems = _problems(self.task, split, limit)
+        self.problems = load_problems(self.task, split, limit)
         if expert is not None:
             for problem in self.problems:
                 _demonstration(problem, expert)
+
+    @property
+    def width(self) -> int:
+        """Samples of every prompt that a step learns from, the demonstration among them."""
+        return self.n + (self.expert is not None)
 
     def draw(self, trainer: Any) -> tuple[list[Problem], Samples]:
         """The problems of a trainer's next step, and samples of them."""
@@ -195,7 +200,7 @@ class Texts:
                 limit: int | None = None, seed: int = 0) -> "Texts":
         """The demonstrations of a task's problems: `expert` is the field that holds them."""
         task = tasks.get(task) if isinstance(task, str) else task
-        problems = _problems(task, split, limit)
+        problems = load_problems(task, split, limit)
         return cls([(task.prompt(problem), _demonstration(problem, expert))
                     for problem in problems], prompts, seed=seed)
 
@@ -279,7 +284,8 @@ def judge(name: str, task: Task, options: Mapping[str, Any] | None = None) -> An
     return kind(**given, **(options or {}))
 
 
-def _problems(task: Task, split: str, limit: int | None) -> list[Problem]:
+def load_problems(task: Task, split: str, limit: int | None) -> list[Problem]:
+    """The problems of a task, at least one."""
     problems = task.load(split=split, limit=limit)
     if not problems:
         raise ValueError(f"need at least one problem, but task {task.name} has none in split "
