@@ -44,7 +44,7 @@ def sweep(scores: ArrayLike, rewards: ArrayLike | None = None, *, n: int | None 
         Of validation samples in the order they were drawn, in [0, 1]; NaN is a sample without
         a score: it reaches no threshold and is taken last.
     rewards : float, shape [P, N], optional
-        True reward of each sample; NaN only where there is no score.
+        True reward of each sample, finite.
     n : int, optional
         Most samples of a prompt, ``1 <= n <= N``; default N.
     waves : int or sequence of int
@@ -177,22 +177,12 @@ def _checked(scores: ArrayLike, rewards: Floats | None, n: int | None) -> Floats
                          f"{place(wrong)} is {array[wrong][0]}")
     if rewards is not None:
         need_same_shape(rewards, "rewards", array, "scores")
-        _check_rewards(rewards, array)
         if not np.isfinite(rewards).all():
             raise ValueError(f"rewards must be finite, but {place(~np.isfinite(rewards))} is not")
     n = array.shape[1] if n is None else count("n", n)
     if n > array.shape[1]:
         raise ValueError(f"need scores of n={n} samples per prompt, got {array.shape[1]}")
     return np.where(np.isnan(array), -np.inf, array)[:, :n]
-
-
-def _check_rewards(rewards: Floats, scores: Floats) -> None:
-    """Refuse what is not finite of samples that can be taken: scored ones, and each first."""
-    bad = ~np.isfinite(rewards)
-    bad[:, 1:] &= ~np.isnan(scores[:, 1:])
-    if bad.any():
-        raise ValueError(f"rewards of samples must be finite, but {place(bad)} is "
-                         f"{rewards[bad][0]}")
 
 
 def _wave_ends(n: int, waves: Waves) -> NDArray[np.int64]:
