@@ -165,7 +165,7 @@ class Run:
         if self.counted.any():
             lines += self._figures_text(width)
         else:
-            lines.append(f"no prompt has all n={self.n} samples yet, so there are no figures")
+            lines.append(self.without_figures)
         if self.samples is not None and self.samples.stats is not None:
             lines.append(f"drawn by this call: {self.samples.stats!r}")
         return "\n".join(lines)
@@ -201,6 +201,11 @@ class Run:
     def _repr_html_(self) -> str:
         table = self.curves()._repr_html_() if self.counted.any() else ""
         return f"<p><b>{html.escape(self.head)}</b></p>{table}"
+
+    @property
+    def without_figures(self) -> str:
+        """Why there are none, where no prompt counts."""
+        return f"no prompt has all n={self.n} samples yet, so there are no figures"
 
     def without_score(self) -> list[str]:
         """A sentence for each verifier that left samples without a score."""

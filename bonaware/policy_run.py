@@ -145,6 +145,10 @@ class PolicyRun(Run):
                 "the number of samples depends on their scores: figures of k samples "
                 "(pass@k and the like) would be biased and are not shown", *self.without_score()]
 
+    @property
+    def without_figures(self) -> str:
+        return f"{self.policy!r} is done with no prompt yet, so there are no figures"
+
     def without_score(self) -> list[str]:
         """Nothing to say of verifiers that were not asked about dropped samples."""
         return []

@@ -131,8 +131,7 @@ def _wide(table: str, label: str) -> str:
 
 def _figures(run: Any, level: float) -> str:
     if not run.counted.any():
-        return ("<section><h2>Figures</h2><p>No prompt has all its samples yet, so there are no "
-                "figures.</p></section>\n")  # fmt: skip
+        return f"<section><h2>Figures</h2><p>{_text(run.without_figures)}</p></section>\n"
     notes = "".join(f"<p>{_text(note)}</p>" for note in run.without_score())
     return f"<section>{run.figures_html(level)}{notes}</section>\n"
 

@@ -317,8 +317,9 @@ def test_no_prompt_that_is_done_gives_no_figures(tmp_path):
         with pytest.raises(ValueError, match="is done with, but of 2 prompts there is none"):
             figure()
     assert run.to_dict() == {}
-    assert "no figures" in run.summary()
-    assert "no figures" in run.report(tmp_path / "page.html").read_text("utf-8").lower()
+    assert "n=2) is done with no prompt yet, so there are no figures" in run.summary()
+    page = run.report(tmp_path / "page.html").read_text("utf-8")
+    assert "n=2) is done with no prompt yet, so there are no figures" in page
 
 
 # -- read again ----------------------------------------------------------------------
