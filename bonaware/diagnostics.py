@@ -5,6 +5,8 @@ a loss takes and gives; nothing here knows a loss or a model. The trainer writes
 `diagnose` returns into its metrics.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -110,8 +112,9 @@ def effective_samples(weights: ArrayLike, mask: ArrayLike | None = None) -> Floa
 
 
 def diagnose(
-    weights: ArrayLike, rewards: ArrayLike, mask: ArrayLike | None = None
-) -> dict[str, float]:
+    weights: ArrayLike, rewards: ArrayLike, mask: ArrayLike | None = None,
+    expert: ArrayLike | None = None,
+) -> dict[str, float | None]:
     """One number per diagnostic of a batch, for a log.
 
     Parameters
@@ -122,6 +125,8 @@ def diagnose(
         What the loss was given.
     mask : bool, shape [P, n], optional
         False where no sample is.
+    expert : bool, shape [P, n], optional
+        True for a demonstration: its weight counts, its reward says nothing of the policy.
 
     Returns
     -------
@@ -130,7 +135,8 @@ def diagnose(
         of prompts whose rewards are all equal, and all 0 (with rewards 0 and 1 the
         difference is the share of prompts solved by every sample); "no_signal",
         "weight_variance" and "effective_samples": means over prompts of `without_signal`,
-        `weight_variance` and `effective_samples`. Prompts without samples count nowhere.
+        `weight_variance` and `effective_samples`. Prompts without samples count nowhere, and
+        those with demonstrations alone not in the first three, which are None without others.
 
     Raises
     ------
@@ -155,18 +161,26 @@ def diagnose(
     drawn = some.any(-1)
     if not drawn.any():
         raise ValueError(f"need at least one sample, got shape {rewards.shape} without any")
-    weights, rewards, some = weights[drawn], rewards[drawn], some[drawn]
-    lowest = np.where(some, rewards, np.inf).min(-1)
-    highest = np.where(some, rewards, -np.inf).max(-1)
-    per_prompt = {
-        "reward": rewards.sum(-1) / some.sum(-1),
-        "all_equal": lowest == highest,
-        "all_zero": ~rewards.any(-1),
+    own = some if expert is None else some & ~as_mask(expert, rewards.shape, "rewards")
+    weights, some = weights[drawn], some[drawn]
+    per_prompt = _of_rewards(rewards[own.any(-1)], own[own.any(-1)]) | {
         "no_signal": without_signal(weights, some),
         "weight_variance": weight_variance(weights, some),
         "effective_samples": effective_samples(weights, some),
     }
-    return {name: float(value.mean()) for name, value in per_prompt.items()}
+    return {name: float(value.mean()) if len(value) else None
+            for name, value in per_prompt.items()}
+
+
+def _of_rewards(rewards: Floats, some: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """Of prompts that all have samples."""
+    lowest = np.where(some, rewards, np.inf).min(-1, initial=np.inf)
+    highest = np.where(some, rewards, -np.inf).max(-1, initial=-np.inf)
+    return {
+        "reward": np.where(some, rewards, 0.0).sum(-1) / some.sum(-1),
+        "all_equal": lowest == highest,
+        "all_zero": ~(some & (rewards != 0)).any(-1),
+    }
 
 
 def _samples(

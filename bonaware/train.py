@@ -209,18 +209,19 @@ class Trainer:
         -------
         dict
             "loss", mean over prompts; "reward" and the other diagnostics of
-            `bonaware.diagnostics.diagnose`; "entropy": mean of -logp per token of the samples
-            that are no experts', nats, as far as it is known; "kl" where there is a reference:
-            mean over prompts of logp - ref_logp, nats; "trained_samples" and "trained_tokens",
-            with their prompts; "grad_norm" before clipping, "lr", "step_seconds".
+            `bonaware.diagnostics.diagnose`, rewards without those of experts; "entropy": mean of
+            -logp per token of the samples that are no experts', nats, as far as it is known; "kl"
+            where there is a reference: mean over prompts of logp - ref_logp, nats;
+            "trained_samples" and "trained_tokens", with their prompts; "grad_norm" before
+            clipping, "lr", "step_seconds".
 
         Raises
         ------
         TypeError
             The loss lacks an input, or does not take one.
         ValueError
-            Shapes do not fit, samples were truncated, or a number is not finite; the weights
-            are as they were.
+            Shapes do not fit, samples were truncated or drawn for other prompts, or a number is
+            not finite; the weights are as they were.
 
         Notes
         -----
@@ -250,9 +251,10 @@ class Trainer:
         logp = self._accumulate(drawn, weights, learned)
         if drawn.logp is None and "logp" in loss.inputs and "logp" not in given:
             value, _ = loss(rewards, **given, logp=np.nan_to_num(logp))  # weights did not need it
-        own = drawn.mask & ~np.asarray(given.get("expert", False))
+        expert = given.get("expert")
+        own = drawn.mask if expert is None else drawn.mask & ~np.asarray(expert)
         return {
-            "loss": float(value.mean()), **diagnose(weights, rewards, drawn.mask),
+            "loss": float(value.mean()), **diagnose(weights, rewards, drawn.mask, expert),
             "entropy": drawn.per_token(-(logp if drawn.logp is None else drawn.logp), own),
             **self._kl(drawn, given, own),
             "trained_samples": int(learned.sum()), "trained_tokens": drawn.rows(learned),

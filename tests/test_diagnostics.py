@@ -94,6 +94,18 @@ def test_diagnose_does_not_look_where_no_sample_is(reward):
     assert found["all_zero"] == 0
 
 
+def test_demonstrations_count_in_weights_and_not_in_rewards():
+    rewards, weights = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1]], float), WEIGHTS[:3, :3]
+    expert = np.array([[0, 0, 1], [0, 0, 1], [1, 1, 1]], bool)
+    found = diagnose(weights, rewards, None, expert)
+    of_rewards = diagnose(weights[:2, :2], rewards[:2, :2])
+    for name, value in diagnose(weights, rewards).items():
+        wanted = of_rewards[name] if name in ("reward", "all_equal", "all_zero") else value
+        assert found[name] == wanted, name
+    found = diagnose(weights, rewards, None, expert | True)
+    assert found["reward"] is found["all_equal"] is found["all_zero"] is None
+
+
 # -- errors -------------------------------------------------------------------
 
 

@@ -538,13 +538,21 @@ def test_demonstrations_have_the_probability_of_the_policy(tmp_path, temperature
     assert [row[2] for row in joined.text] == [problem.prompt[-1] for problem in problems]
 
 
+def test_demonstrations_do_not_count_as_rewards(tmp_path):
+    trainer = bon.Trainer(letters_model(tmp_path), losses.get("bon_sft")(k=2))
+    metrics = Rollouts(Letters(), n=4, prompts=6, expert="solution")(trainer)
+    assert metrics["reward"] == pytest.approx(metrics["pass@1"])
+    assert metrics["all_zero"] == pytest.approx(1 - metrics["pass@4"])
+    assert metrics["all_zero"] > 0
+
+
 def test_rollouts_of_no_samples_do_what_the_demonstrations_alone_do(tmp_path):
     trainers = [bon.Trainer(letters_model(tmp_path), SFT, bon.AdamW(lr=0.005)) for _ in range(2)]
     (record,) = trainers[0].fit(Rollouts(Letters(), n=0, prompts=4, expert="solution"), 1)
     (wanted,) = trainers[1].fit(Texts.of_task(Letters(), "solution", prompts=4), 1)
     assert_same(*map(weights_of, trainers))
     assert record["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
-    assert record["new_tokens"] == 0
+    assert (record["new_tokens"], record["reward"], record["no_signal"]) == (0, None, 0.0)
 
 
 def test_demonstrations_alone_are_imitated(tmp_path):
@@ -966,6 +974,8 @@ def test_truncation_that_truncates_nothing_is_fine():
 @pytest.mark.parametrize(("call", "kind", "sentence"), [
     (lambda t, s: t.step(PROMPTS[:1], s, REWARDS), ValueError,
      "one row of samples per prompt, got 2 rows for 1 prompts"),
+    (lambda t, s: t.step(PROMPTS[::-1], s, REWARDS), ValueError,
+     r"row 0 was drawn for \[3, 4, 5\], and prompt 0 is \[6, 7\]"),
     (lambda t, s: t.step(PROMPTS, s, REWARDS, temperature=1.0), ValueError,
      "temperature is for completions; Samples know theirs, got 1.0"),
     (lambda t, s: t.step(PROMPTS, s.tokens, [1.0]), ValueError,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
 from bonaware.lm import LM, Prompt
+from bonaware.models._fields import show
 from bonaware.samples import Samples
 
 __all__ = ["Drawn", "of_completions", "of_samples", "sums"]
@@ -88,12 +89,18 @@ def of_samples(lm: LM, prompts: Sequence[Prompt], samples: Samples) -> Drawn:
     Raises
     ------
     ValueError
-        There is not one row of samples per prompt; or they were truncated, or drawn at several
-        temperatures or at 0: then they are not of the policy that is trained.
+        There is not one row of samples per prompt, of that prompt; or they were truncated, or
+        drawn at several temperatures or at 0: then they are not of the policy that is trained.
     """
     if len(prompts) != len(samples):
         raise ValueError(f"need one row of samples per prompt, got {len(samples)} rows for "
                          f"{len(prompts)} prompts")
+    ids = [lm.encode(prompt) for prompt in prompts]
+    for p, own in enumerate(ids):
+        if not np.array_equal(own, lm.encode(samples.prompts[p])):
+            raise ValueError(f"samples must be of the prompts that are given, but row {p} was "
+                             f"drawn for {show(samples.prompts[p])}, and prompt {p} is "
+                             f"{show(prompts[p])}")
     for name, none in TRUNCATION.items():
         if samples.settings.get(name) not in none:
             raise ValueError(f"samples drawn with {name}={samples.settings[name]} are not of the "
@@ -106,8 +113,7 @@ def of_samples(lm: LM, prompts: Sequence[Prompt], samples: Samples) -> Drawn:
     logp = None
     if samples.settings.get("fingerprint") == lm.fingerprint:
         logp = np.where(mask, samples.sum_sampled_logp, 0.0)
-    return Drawn([lm.encode(prompt) for prompt in prompts], samples.tokens, mask, float(found[0]),
-                 logp)
+    return Drawn(ids, samples.tokens, mask, float(found[0]), logp)
 
 
 def of_completions(lm: LM, prompts: Sequence[Prompt], completions: Sequence[Sequence[Any]],
