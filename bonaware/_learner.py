@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from bonaware import _batch
 from bonaware._arguments import place
+from bonaware._checks import count
 from bonaware._export import Tensor, write_safetensors
 from bonaware.config import engine
 from bonaware.models import family_of
 from bonaware.models._fields import show
+from bonaware.policies._options import number
 
 if TYPE_CHECKING:
     from bonaware.lm import LM
@@ -32,6 +34,7 @@ Ids = NDArray[np.int32]
 PerToken = list[list[NDArray[np.float32]]]
 Schedule = Literal["constant", "linear", "cosine"]
 MOMENTS = ("moment_1", "moment_2")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,11 @@ class AdamW:
     max_norm : float > 0
         Longer gradients are scaled to this length; infinity leaves them alone.
 
+    Raises
+    ------
+    TypeError, ValueError
+        An option is of another kind, or out of its range as float32.
+
     Notes
     -----
     **Source:** Loshchilov and Hutter, arXiv 1711.05101, algorithm 2, in the order of operations of
@@ -75,20 +83,21 @@ class AdamW:
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.lr >= 0 and math.isfinite(self.lr)):
+        if not 0 <= number("lr", self.lr) <= LARGEST:
             raise ValueError(f"need a finite lr >= 0, got {self.lr}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not isinstance(self.betas, Sequence | np.ndarray):
+            raise TypeError(f"betas must be two numbers, got {self.betas!r}")
+        if len(self.betas) != 2 or not all(0 <= number("beta", beta) < 1 for beta in self.betas):
             raise ValueError(f"need two betas in [0, 1), got {self.betas}")
-        if not (self.eps >= np.finfo(np.float32).tiny and math.isfinite(self.eps)):
+        if not float(np.finfo(np.float32).tiny) <= number("eps", self.eps) <= LARGEST:
             raise ValueError(f"need a finite eps > 0, 1.2e-38 at least, got {self.eps}")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+        if not 0 <= number("weight_decay", self.weight_decay) <= LARGEST:
             raise ValueError(f"need a finite weight_decay >= 0, got {self.weight_decay}")
-        if self.warmup < 0:
-            raise ValueError(f"need warmup >= 0, got {self.warmup}")
+        count("warmup", self.warmup, least=0)
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ValueError("schedule must be 'constant', 'linear' or 'cosine', got "
                              f"{self.schedule!r}")
-        if not self.max_norm > 0:
+        if not number("max_norm", self.max_norm) > 0:
             raise ValueError(f"need max_norm > 0, got {self.max_norm}")
 
     def lr_at(self, step: int, steps: int | None = None) -> float:

@@ -20,16 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _export
+from bonaware._checks import count
 from bonaware.checkpoint import FLOATS, read_json
 from bonaware.config import engine
 from bonaware.lm import LM
 from bonaware.models import family_of
 from bonaware.models._fields import Fields, show
+from bonaware.policies._options import number
 
 __all__ = ["TARGETS", "Adapter", "fresh", "merge", "read", "write"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+ALL_LINEAR = "all-linear"
 MAX_RANK = 65536
 # Fields of adapter_config.json that change nothing about the product.
 HARMLESS = frozenset([
@@ -53,13 +56,20 @@ class Adapter:
     Parameters
     ----------
     rank : int
+        In [1, 65536].
     alpha : float
+        > 0.
     pairs : mapping of (slot, layer) to (A, B)
         A is float32 [rank, inputs], B float32 [outputs, rank]; slots as in `Arch.slots`.
     full : mapping of (slot, layer) to float32 array, optional
         Tensors that are replaced whole (PEFT's modules_to_save), such as a score head.
     rslora : bool
         Whether the scaling is ``alpha / sqrt(rank)`` and not ``alpha / rank``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `need_scale`.
 
     Examples
     --------
@@ -74,6 +84,9 @@ class Adapter:
     full: Mapping[Key, Matrix] = field(default_factory=dict)
     rslora: bool = False
 
+    def __post_init__(self) -> None:
+        need_scale(self.rank, self.alpha)
+
     @property
     def scaling(self) -> float:
         """The factor of B @ A."""
@@ -85,6 +98,13 @@ class Adapter:
         return np.float32(self.scaling) * (b @ a)
 
 
+def need_scale(rank: int, alpha: float) -> None:
+    """Refuse a rank that is no int in [1, 65536], and an alpha that is no float32 > 0."""
+    count("rank", rank, most=MAX_RANK)
+    if not 0 < number("alpha", alpha) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"need alpha > 0 in the range of float32, got {alpha}")
+
+
 def fresh(lm: LM, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS,
           rng: int | np.random.SeedSequence | np.random.Generator | None = 0) -> Adapter:
     """An adapter that changes nothing yet, to be trained.
@@ -92,8 +112,8 @@ def fresh(lm: LM, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = T
     Parameters
     ----------
     lm : LM
-    rank : int >= 1
-    alpha : float
+    rank, alpha
+        As in `Adapter`.
     targets : sequence of str
         Names of the matrices that get one, in every layer.
     rng : None, int, SeedSequence or Generator
@@ -105,9 +125,10 @@ def fresh(lm: LM, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = T
 
     Raises
     ------
-    ValueError
-        A target is unknown, or there is none.
+    TypeError, ValueError
+        A target is unknown, or there is none; or as `need_scale`.
     """
+    need_scale(rank, alpha)
     if not len(targets):
         raise ValueError(f"need at least one target of {', '.join(TARGETS)}, found none")
     unknown = [name for name in targets if name not in TARGETS]
@@ -136,8 +157,9 @@ def merge(lm: LM, adapter: Adapter) -> None:
     Raises
     ------
     ValueError
-        The model has no such slot, or a matrix has another shape.
+        The model has no such slot, or a matrix has another shape; nothing is changed.
     """
+    list(_parts(adapter, lm))
     for slot, layer in adapter.pairs:
         lm._model.set(slot, layer, lm._model.get(slot, layer) + adapter.change(slot, layer))
     for (slot, layer), values in adapter.full.items():
@@ -164,11 +186,9 @@ def _ends(module: str, names: Sequence[str]) -> bool:
 
 
 def _matches(module: str, wanted: Any) -> bool:
-    """As PEFT compares: a list of names, a regular expression, or all linear layers."""
-    if wanted == "all-linear":
+    """As PEFT compares: a list of names, or all linear layers."""
+    if wanted == ALL_LINEAR:
         return not _ends(module, ["embed_tokens", "lm_head", "score"])
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
     return _ends(module, wanted)
 
 
@@ -204,12 +224,12 @@ def read(path: str | os.PathLike[str], lm: LM) -> Adapter:
     fields = Fields(read_json(folder / CONFIG), str(folder / CONFIG))
     rank, alpha = fields.size("r", limit=MAX_RANK), fields.number("lora_alpha")
     rslora = fields.flag("use_rslora", False)
-    wanted = set(_targets(fields, lm))
+    wanted = _targets(fields, lm)
     whole = fields.raw("modules_to_save") or []
     _check_names(fields, "modules_to_save", whole)
     _finish(fields)
     pairs, full = _tensors(folder / WEIGHTS, lm, rank, whole)
-    if wanted != set(pairs):
+    if wanted is not None and wanted != set(pairs):
         slot, layer = min(wanted ^ set(pairs))
         found = "found none" if (slot, layer) in wanted else "found one"
         raise ValueError(f"{folder / WEIGHTS}: must have matrices for the targets of {CONFIG} and "
@@ -222,29 +242,28 @@ def _check_names(fields: Fields, name: str, value: Any) -> None:
         raise fields.refuse(name, "a list of names of modules")
 
 
-def _targets(fields: Fields, lm: LM) -> Iterator[Key]:
-    """Slots and layers that the configuration adapts."""
+def _targets(fields: Fields, lm: LM) -> set[Key] | None:
+    """Slots and layers that the configuration adapts; None where it has a regular expression.
+
+    One of a stranger may take for ever, so none is run: the tensors say what is adapted.
+    """
     wanted, excluded = fields.raw("target_modules"), fields.raw("exclude_modules") or []
     for name, value in (("target_modules", wanted), ("exclude_modules", excluded)):
         if not isinstance(value, str):
             _check_names(fields, name, value)
-            continue
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise fields.refuse(name, f"names or a regular expression ({error})") from None
     layers = fields.raw("layers_to_transform")
     layers = [layers] if type(layers) is int else layers
     if layers is not None and not (isinstance(layers, list) and all(
         type(i) is int and 0 <= i < lm.arch.layers for i in layers
     )):
         raise fields.refuse("layers_to_transform", f"layers in [0, {lm.arch.layers})")
-    for module, ((slot, layer), _) in _modules(lm).items():
-        of_layer = module.startswith("model.layers.")
-        if _matches(module, wanted) and not _matches(module, excluded) and (
-            layers is None or (of_layer and layer in layers)
-        ):
-            yield slot, layer
+    if isinstance(excluded, str) or (isinstance(wanted, str) and wanted != ALL_LINEAR):
+        return None
+    return {
+        (slot, layer) for module, ((slot, layer), _) in _modules(lm).items()
+        if _matches(module, wanted) and not _matches(module, excluded)
+        and (layers is None or (module.startswith("model.layers.") and layer in layers))
+    }
 
 
 def _finish(fields: Fields) -> None:
@@ -320,31 +339,35 @@ def write(path: str | os.PathLike[str], adapter: Adapter, lm: LM) -> None:
     ValueError
         The model has no such slot, or a matrix has another shape.
     """
-    modules = {key: (module, shape) for module, (key, shape) in _modules(lm).items()}
-    unknown = sorted((adapter.pairs.keys() | adapter.full.keys()) - modules.keys())
-    if unknown:
-        slot, layer = unknown[0]
-        raise ValueError(f"{lm.name} has no matrix {slot} in layer {layer} to adapt")
-    tensors = []
-    for key, (a, b) in adapter.pairs.items():
-        module, (outputs, inputs) = modules[key]
-        for half, values, shape in (("A", a, (adapter.rank, inputs)),
-                                    ("B", b, (outputs, adapter.rank))):
-            tensors.append(_tensor(f"{PREFIX}{module}.lora_{half}.weight", values, shape))
-    for key, values in adapter.full.items():
-        module, whole = modules[key]
-        tensors.append(_tensor(f"{PREFIX}{module}.weight", values, whole))
+    tensors = list(_parts(adapter, lm))
+    modules = {key: module for module, (key, _) in _modules(lm).items()}
     config = {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if lm.labels else "CAUSAL_LM",
         "base_model_name_or_path": lm.name, "inference_mode": True, "r": adapter.rank,
         "lora_alpha": _number(adapter.alpha), "use_rslora": adapter.rslora, "lora_dropout": 0.0,
         "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
         "target_modules": sorted(_short_names(adapter, modules, lm)),
-        "modules_to_save": [modules[key][0] for key in adapter.full] or None,
+        "modules_to_save": [modules[key] for key in adapter.full] or None,
     }
     with _export.new_folder(path) as folder:
         _export.write_safetensors(folder / WEIGHTS, tensors)
         _export.write_json(folder / CONFIG, config)
+
+
+def _parts(adapter: Adapter, lm: LM) -> Iterator[_export.Tensor]:
+    """Every tensor of an adapter, which must be of a matrix of the model and have its shape."""
+    modules = {key: (module, shape) for module, (key, shape) in _modules(lm).items()}
+    unknown = sorted((adapter.pairs.keys() | adapter.full.keys()) - modules.keys())
+    if unknown:
+        slot, layer = unknown[0]
+        raise ValueError(f"{lm.name} has no matrix {slot} in layer {layer} to adapt")
+    for key, (a, b) in adapter.pairs.items():
+        module, (outputs, inputs) = modules[key]
+        yield _tensor(f"{PREFIX}{module}.lora_A.weight", a, (adapter.rank, inputs))
+        yield _tensor(f"{PREFIX}{module}.lora_B.weight", b, (outputs, adapter.rank))
+    for key, values in adapter.full.items():
+        module, whole = modules[key]
+        yield _tensor(f"{PREFIX}{module}.weight", values, whole)
 
 
 def _tensor(name: str, values: Matrix, shape: tuple[int, ...]) -> _export.Tensor:
@@ -359,11 +382,11 @@ def _number(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _short_names(adapter: Adapter, modules: Mapping[Key, tuple[str, Any]], lm: LM) -> set[str]:
+def _short_names(adapter: Adapter, modules: Mapping[Key, str], lm: LM) -> set[str]:
     """"q_proj" where every layer has an adapter of it, else the whole names."""
     names = set()
     for slot, layer in adapter.pairs:
-        module = modules[slot, layer][0]
+        module = modules[slot, layer]
         everywhere = all((slot, i) in adapter.pairs for i in range(lm.arch.layers))
         names.add(module.rsplit(".", 1)[-1] if everywhere else module)
     return names

@@ -28,7 +28,7 @@ from bonaware._question import Question
 from bonaware.checkpoint import read_json
 from bonaware.diagnostics import diagnose
 from bonaware.lm import LM, Prompt
-from bonaware.lora import TARGETS, fresh, write
+from bonaware.lora import TARGETS, fresh, need_scale, write
 from bonaware.losses import Loss
 from bonaware.models import pad_token_id
 from bonaware.models._fields import show
@@ -53,7 +53,7 @@ class LoRA:
 
     Parameters
     ----------
-    rank : int >= 1
+    rank : int in [1, 65536]
     alpha : float > 0
         The adapters' product is scaled by alpha / rank.
     targets : sequence of str
@@ -62,6 +62,8 @@ class LoRA:
 
     Raises
     ------
+    TypeError
+        A number is of another kind.
     ValueError
         A number is out of its range, or a target is unknown, given twice, or there is none.
 
@@ -75,10 +77,7 @@ class LoRA:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"need rank >= 1, got {self.rank}")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ValueError(f"need a finite alpha > 0, got {self.alpha}")
+        need_scale(self.rank, self.alpha)
         wrong = [target for target in self.targets if target not in TARGETS]
         if wrong or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets must be different ones of {', '.join(TARGETS)}, got "

@@ -267,7 +267,6 @@ def test_peft_opens_what_write_wrote(peft, tiny, tmp_path, labels):
     ({"r": 0}, "r must be an integer from 1"),
     ({"lora_alpha": "8"}, "lora_alpha must be a positive number"),
     ({"target_modules": None}, "target_modules must be a list of names of modules, found None"),
-    ({"target_modules": "(q_proj"}, "target_modules must be names or a regular expression"),
     ({"layers_to_transform": [3]}, r"layers_to_transform must be layers in \[0, 3\), found \[3\]"),
     ({"layers_to_transform": [True]}, "layers_to_transform must be layers"),
     ({"modules_to_save": "score"}, "modules_to_save must be a list of names"),
@@ -306,6 +305,43 @@ def test_a_tied_embedding_is_not_replaced_alone(tiny, folder):
     path = folder(change, modules_to_save=["embed_tokens"], target_modules=[])
     with pytest.raises(ValueError, match="must not replace the embedding alone"):
         lora.read(path, bon.LM.load(tiny("llama2_tied"), threads=1))
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])
+def test_a_regular_expression_is_not_run(lm, folder, name):
+    read = lora.read(folder(**{name: "(?:[a-z_.0-9]+)+!"}), lm)
+    assert sorted(read.pairs) == [("down", 0), ("down", 2), ("q", 0), ("q", 2)]
+
+
+@pytest.mark.parametrize(("rank", "alpha", "kind", "sentence"), [
+    (0, 1.0, ValueError, "need rank >= 1, got 0"),
+    (2.0, 1.0, TypeError, "rank must be an integer, got float"),
+    (65537, 1.0, ValueError, "need rank <= 65536"),
+    (2, float("inf"), ValueError, "need alpha > 0 in the range of float32, got inf"),
+    (2, 1e39, ValueError, "need alpha > 0 in the range of float32"),
+    (2, "x", TypeError, "alpha must be a number, got str"),
+])
+def test_rank_and_alpha_are_numbers_in_their_range(lm, rank, alpha, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        lora.fresh(lm, rank, alpha)
+    with pytest.raises(kind, match=sentence):
+        lora.Adapter(rank, alpha, {})
+
+
+@pytest.mark.parametrize(("pairs", "sentence"), [
+    ({("v", 0): ((2, 64), (3, 2))}, r"v_proj.lora_B.weight must have shape \[32, 2\], found"),
+    ({("v", 0): ((2, 64), (1, 2))}, r"must have shape \[32, 2\], found \[1, 2\]"),
+    ({("q", 7): ((2, 64), (64, 2))}, "has no matrix q in layer 7 to adapt"),
+], ids=["shape", "broadcast", "layer"])
+def test_an_adapter_that_does_not_fit_is_not_merged(lm, pairs, sentence):
+    pairs = {("q", 0): ((2, 64), (64, 2))} | pairs
+    adapter = lora.Adapter(2, 2.0, {
+        key: tuple(np.ones(shape, np.float32) for shape in shapes)
+        for key, shapes in pairs.items()})
+    before = lm.logits(TOKENS)
+    with pytest.raises(ValueError, match=sentence):
+        lora.merge(lm, adapter)
+    np.testing.assert_array_equal(lm.logits(TOKENS), before)
 
 
 def test_missing_files_are_named(lm, folder, tmp_path):
