@@ -62,8 +62,8 @@ def make(package: str, name: str, attribute: str, options: Mapping[str, Any]) ->
     missing = [o.name for o in taken.values() if o.default is o.empty and o.name not in options]
     if wrong or missing:
         said = f"there is no {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"
-        word = package.rpartition(".")[2].removesuffix("s")
         raise TypeError(
-            f"options of {word} {name}: {said}; there are: {', '.join(taken) or 'none'}"
+            f"options of {attribute.lower()} {name}: {said}; there are: "
+            f"{', '.join(taken) or 'none'}"
         )
     return kind(**options)

@@ -123,6 +123,23 @@ def test_state_of_adapters_comes_back_bit_for_bit(tiny, tmp_path):
         np.testing.assert_array_equal(second.adapter().pairs[key][1], b)
 
 
+def test_a_trainer_saves_its_adapters(tiny, tmp_path):
+    lm = bon.LM.load(tiny("llama2"))
+    prompts, completions, _ = texts("llama2")
+    trainer = bon.Trainer(lm, bon.losses.get("sft")(), AdamW(lr=0.01), bon.LoRA(rank=2, alpha=6))
+    trainer.step(prompts, [row[:1] for row in completions], [[1.0], [1.0]])
+    trainer.save_adapter(tmp_path / "adapter")
+    found = lora.read(tmp_path / "adapter", bon.LM.load(tiny("llama2")))
+    wanted = trainer._learner.adapter()
+    assert (found.rank, found.alpha, found.pairs.keys()) == (2, 6, wanted.pairs.keys())
+    for key, (a, b) in wanted.pairs.items():
+        np.testing.assert_array_equal(found.pairs[key][0], a)
+        np.testing.assert_array_equal(found.pairs[key][1], b)
+        assert b.any()
+    with pytest.raises(ValueError, match="trains all weights: there are no adapters"):
+        bon.Trainer(bon.LM.load(tiny("llama2"))).save_adapter(tmp_path / "none")
+
+
 def test_samples_are_drawn_with_the_adapters(tiny):
     lm = bon.LM.load(tiny("llama2"))
     prompt = [[1, 2, 3]]

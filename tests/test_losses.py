@@ -915,3 +915,22 @@ def test_the_law_of_best_of_k_is_what_is_drawn():
     assert law.sum() == pytest.approx(1)
     draws = tuples(4, 3)
     assert law @ REWARDS == pytest.approx(expected(P, draws, best_of(draws, scores, REWARDS)))
+
+
+def test_a_huge_ratio_leaves_finite_weights():
+    for name, more in (("grpo", {"lengths": [[1, 1, 1]]}), ("dr_grpo", {})):
+        loss = losses.get(name)()
+        given = {"logp": [[0.0, 0.0, 0.0]], "old_logp": [[-1000.0, 0.0, 0.0]], **more}
+        value, weights = loss([[1.0, 1.0, 1.0]], **given)
+        assert (value == 0).all()
+        assert (weights == 0).all()
+        value, weights = loss([[0.0, 1.0, 1.0]], **given)
+        assert np.isfinite(value).all()
+        assert np.isfinite(weights).all()
+
+
+def test_the_kl_term_needs_two_samples_of_every_prompt():
+    loss, nothing = losses.get("raft")(kl=0.1), [[0.0, 0.0], [0.0, 0.0]]
+    with pytest.raises(ValueError, match="at least 2 samples of every prompt, but row 1 has 1"):
+        loss([[1.0, 0.0], [1.0, 0.0]], logp=nothing, ref_logp=nothing,
+             mask=[[True, True], [True, False]])

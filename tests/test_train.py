@@ -277,6 +277,24 @@ def test_samples_of_an_earlier_step_are_those_completions(loss, old):
     assert abs(found["kl"]) > 1e-3
 
 
+@pytest.mark.parametrize("share", [0.4, 0.75, 1.5])
+def test_a_gradient_is_scaled_down_to_max_norm_and_never_up(share):
+    samples = draw(model())
+    norm = bon.Trainer(model(), REINFORCE).step(PROMPTS, samples, REWARDS)["grad_norm"]
+    trainer = bon.Trainer(model(), REINFORCE, bon.AdamW(max_norm=norm / share))
+    trainer.step(PROMPTS, samples, REWARDS)
+    moments = [values.ravel() for _, values in trainer._learner._named("moment_1")]
+    assert np.linalg.norm(np.concatenate(moments)) == pytest.approx(
+        0.1 * min(norm, norm / share), rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, bon.LoRA(rank=2)], ids=["all", "lora"])
+def test_memory_is_that_of_a_backward_pass(lora):
+    trainer = bon.Trainer(model(), REINFORCE, lora=lora, memory=1)
+    with pytest.raises(MemoryError):
+        trainer.step(PROMPTS, draw(trainer.lm), REWARDS)
+
+
 def test_a_bfloat16_model_is_trained_by_float32_masters():
     lm = model("llama2", dtype="bfloat16")
     trainer = bon.Trainer(lm, REINFORCE, bon.AdamW(lr=1e-5))
@@ -454,11 +472,15 @@ def test_labels_are_rows_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_auroc_is_the_share_of_ordered_pairs(seed):
+@pytest.mark.parametrize("soft", [False, True])
+def test_auroc_is_the_weighted_share_of_ordered_pairs(seed, soft):
     rng = np.random.default_rng(seed)
-    scores, right = rng.integers(0, 6, 40), rng.random(40) < 0.3
-    gap = scores[right][:, None] - scores[~right]
-    assert auroc(scores, right) == pytest.approx(((gap > 0) + 0.5 * (gap == 0)).mean())
+    scores, right = rng.integers(0, 6, 40), rng.random(40)
+    right = right if soft else right < 0.3
+    weights = np.outer(right, 1 - right.astype(float)) * (1 - np.eye(40))
+    gap = scores[:, None] - scores
+    wanted = (weights * ((gap > 0) + 0.5 * (gap == 0))).sum() / weights.sum()
+    assert auroc(scores, right) == pytest.approx(wanted)
 
 
 # -- rollouts --------------------------------------------------------------------
@@ -1227,9 +1249,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "kind", "sentence"), [
-    (lambda path: Rollouts(Letters(), n=0), ValueError, r"need n >= 1 \(0 with an expert\)"),
-    (lambda path: Rollouts(Letters(), prompts=0), ValueError, "prompts=0"),
-    (lambda path: Rollouts(Letters(), seed=-1), ValueError, "seed=-1"),
+    (lambda path: Rollouts(Letters(), n=0), ValueError, "need n >= 1, got 0"),
+    (lambda path: Rollouts(Letters(), n=2.5), TypeError, "n must be an integer, got float"),
+    (lambda path: Rollouts(Letters(), max_new_tokens=0), ValueError, "need max_new_tokens >= 1"),
+    (lambda path: Rollouts(Letters(), prompts=0), ValueError, "need prompts >= 1, got 0"),
+    (lambda path: Rollouts(Letters(), seed=-1), ValueError, "need seed >= 0, got -1"),
     (lambda path: Rollouts(Letters(), temperature=0.0), ValueError,
      "need temperature > 0 to learn from samples, got 0.0"),
     (lambda path: Rollouts(Letters(), limit=0), ValueError,
@@ -1237,6 +1261,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     (lambda path: Rollouts(Letters(), expert="proof"), ValueError,
      "problem aaa needs a field 'proof' with a demonstration .*; there are solution"),
     (lambda path: Rollouts(Letters(), verifier="oracle"), ValueError, "there is no 'oracle'"),
+    (lambda path: Texts([("a", "b")], 0), ValueError, "need prompts >= 1, got 0"),
+    (lambda path: Texts([("a", "b")], seed=-1), ValueError, "need seed >= 0, got -1"),
+    (lambda path: Labels([("a", "b", 1)], -3), ValueError, "need prompts >= 1, got -3"),
+    (lambda path: Rollouts(Letters(), verifier="reward_model"), TypeError,
+     "options of verifier reward_model: 'model' is missing; there are: model, "),
     (lambda path: Texts([]), ValueError, "at least one row of prompt, completion, got none"),
     (lambda path: Texts([("a", "b", "c")]), ValueError,
      "need rows of prompt, completion, but row 0 has 3 entries"),

@@ -93,6 +93,11 @@ def test_every_field_has_a_group_and_a_help():
     ({"k": [1, 2, 3]}, r"need one k, or two for annealing, got \[1, 2, 3\]"),
     ({"task_options": "x"}, "task_options must be a table, got 'x'"),
     ({"task": None}, "need something to learn from: task, texts or labels; tasks are countdown,"),
+    ({"verifier_options": {"a": 1}}, "verifier_options are of a verifier, but none is given"),
+    ({"tokenizer": "t"}, "a tokenizer is for the config.json of a new model, but m is none"),
+    ({"labels": "b", "loss": "bon"}, "labels are learned by cross-entropy: need no loss"),
+    ({"labels": "b", "k": 3}, "need no k"),
+    ({"labels": "b", "verifier": "exact"}, "need no verifier"),
     ({"texts": "a", "labels": "b"}, "give texts or labels, not both"),
     ({"labels": "a", "eval_every": 1}, "eval_every draws samples: it needs a task"),
     ({"texts": "a", "task": None, "eval_every": 1}, "eval_every draws samples"),
@@ -130,9 +135,9 @@ def test_losses_by_default_and_by_name():
     assert made(texts="x")._loss() == losses.get("sft")()
     assert made(labels="x")._loss() is None
     assert made(loss="reinforce", loss_options={"baseline": "none"})._loss().baseline == "none"
-    with pytest.raises(ValueError, match="options of loss bon: 'k' is missing; there are: k, base"):
+    with pytest.raises(TypeError, match="options of loss bon: 'k' is missing; there are: k, base"):
         made()._loss()
-    with pytest.raises(ValueError, match="options of loss sft: there is no 'k'; there are: none"):
+    with pytest.raises(TypeError, match="options of loss sft: there is no 'k'; there are: none"):
         made(loss="sft", k=2)._loss()
     with pytest.raises(ValueError, match="there is no 'ppo' in bonaware"):
         made(loss="ppo")._loss()
@@ -147,7 +152,7 @@ def test_sources_are_what_the_fields_say(folder):
     assert source.verifier == bon.verifiers.get("likelihood", normalize="length")
     rows = str(folder / "rows.jsonl")
     assert isinstance(real(folder, texts=rows).source(), Texts)
-    assert isinstance(real(folder, labels=rows).source(), Labels)
+    assert isinstance(real(folder, labels=rows, loss=None).source(), Labels)
     alone = real(folder, expert="completion", n=0, limit=3, loss=None)
     assert alone.source().rows[0] == ("ab", "b")
     assert len(alone.source().rows) == 3

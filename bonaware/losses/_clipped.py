@@ -9,6 +9,8 @@ from bonaware.losses._base import Batch, Loss, need_nonnegative
 
 __all__ = ["Clipped"]
 
+LARGEST = 600.0  # logarithm of a ratio: its product with a reward is finite
+
 
 class Clipped(Loss):
     """Checks and formula of `grpo` and `dr_grpo`, whose options these are."""
@@ -38,7 +40,7 @@ class Clipped(Loss):
             return advantages, advantages / lengths
         if batch.logp is None:
             raise TypeError(f"loss {self.name}: logp is missing; old_logp needs it")
-        ratio = np.exp((batch.logp - batch.old_logp) / lengths)
+        ratio = np.exp(np.minimum((batch.logp - batch.old_logp) / lengths, LARGEST))
         high = self.clip if self.clip_high is None else self.clip_high
         within = np.clip(ratio, 1.0 - self.clip, 1.0 + high)
         gain = np.minimum(ratio * advantages, within * advantages)

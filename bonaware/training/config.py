@@ -13,11 +13,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from bonaware import losses, tasks
+from bonaware import _lookup, tasks
 from bonaware._checks import count
 from bonaware.lm import LM
 from bonaware.train import TARGETS, AdamW, LoRA, Trainer
@@ -30,6 +29,8 @@ __all__ = ["CONFIG", "TrainConfig", "kind_of", "train"]
 
 WORDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false",
          dict: "a table"}
+
+OF_A_LOSS = ("loss", "loss_options", "k", "kl", "reference", "verifier", "expert")
 
 
 def _of(group: str, text: str, default: Any = MISSING) -> Any:
@@ -124,6 +125,13 @@ class TrainConfig:
         if self.eval_every and (self.labels or not self.task):
             raise ValueError("eval_every draws samples: it needs a task, and a model without a "
                              "score head")
+        if self.verifier_options and not self.verifier:
+            raise ValueError("verifier_options are of a verifier, but none is given")
+        if self.tokenizer and not self.model.endswith(".json"):
+            raise ValueError("a tokenizer is for the config.json of a new model, but "
+                             f"{self.model} is none: it has its own")
+        if self.labels and (unused := [name for name in OF_A_LOSS if getattr(self, name)]):
+            raise ValueError(f"labels are learned by cross-entropy: need no {unused[0]}")
         if len(self.k) > 2:
             raise ValueError(f"need one k, or two for annealing, got {list(self.k)}")
 
@@ -191,9 +199,7 @@ class TrainConfig:
             return None
         name = self.loss or ("sft" if self.texts or not self.n else "bon")
         options = self.loss_options | ({"k": self.k[0]} if self.k else {})
-        kind = losses.get(name)
-        _check_options(f"loss {name}", kind, options)
-        return kind(**options)
+        return _lookup.make("bonaware.losses", name, "LOSS", options)
 
     def _optimizer(self) -> AdamW:
         schedule: Any = self.schedule
@@ -323,17 +329,6 @@ def _one(name: str, value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{name} must be {WORDS[kind]}, got {value!r}")
     return value
-
-
-def _check_options(what: str, kind: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that it does not have, or the lack of those that it needs."""
-    taken = signature(kind).parameters
-    wrong = [name for name in options if name not in taken]
-    missing = [one.name for one in taken.values()
-               if one.default is one.empty and one.name not in options]
-    if wrong or missing:
-        said = f"there is no {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"
-        raise ValueError(f"options of {what}: {said}; there are: {', '.join(taken) or 'none'}")
 
 
 def _toml(value: Any) -> str:

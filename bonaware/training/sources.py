@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _lookup, estimators, tasks
+from bonaware._checks import count
 from bonaware.curves import which_k
 from bonaware.samples import Request, Sample, Samples
 from bonaware.tasks import Problem, Task, read_jsonl, require
@@ -34,7 +35,7 @@ class Rollouts:
     ----------
     task : Task or str
     n : int
-        Samples per problem; 0 for a step on experts alone.
+        Samples per problem, >= 1; or 0 for a step on experts alone.
     prompts : int
         Problems per step.
     temperature : float
@@ -69,16 +70,17 @@ class Rollouts:
                  temperature: float = 1.0, verifier: Any = None, split: str = "train",
                  limit: int | None = None, expert: str | None = None,
                  max_new_tokens: int | None = None, seed: int = 0) -> None:
-        if n < (0 if expert else 1) or prompts < 1 or seed < 0:
-            raise ValueError("need n >= 1 (0 with an expert), prompts >= 1 and seed >= 0, got "
-                             f"n={n}, prompts={prompts}, seed={seed}")
+        self.n = count("n", n, least=0 if expert else 1)
+        self.prompts, self.seed = _checked(prompts, seed)
         if not temperature > 0:
             raise ValueError(f"need temperature > 0 to learn from samples, got {temperature}")
         self.task = tasks.get(task) if isinstance(task, str) else task
-        self.n, self.prompts, self.temperature, self.seed = n, prompts, float(temperature), seed
+        self.temperature = float(temperature)
         self.verifier = judge(verifier, self.task) if isinstance(verifier, str) else verifier
         self.expert = expert
-        self.max_new_tokens = max_new_tokens or self.task.max_new_tokens
+        self.max_new_tokens = self.task.max_new_tokens
+        if max_new_tokens is not None:
+            self.max_new_tokens = count("max_new_tokens", max_new_tokens)
         self.problems = load_problems(self.task, split, limit)
         if expert is not None:
             for problem in self.problems:
@@ -193,7 +195,8 @@ class Texts:
                  end: bool = True, seed: int = 0) -> None:
         fields = {"prompt": (str, list), "completion": str}
         self.rows = _rows(rows, fields)
-        self.prompts, self.end, self.seed = prompts, end, seed
+        self.prompts, self.seed = _checked(prompts, seed)
+        self.end = end
 
     @classmethod
     def of_task(cls, task: Task | str, expert: str, prompts: int = 32, *, split: str = "train",
@@ -242,7 +245,8 @@ class Labels:
                  end: bool = True, seed: int = 0) -> None:
         fields = {"prompt": (str, list), "completion": str, "label": (float, int)}
         self.rows = _rows(rows, fields)
-        self.prompts, self.end, self.seed = prompts, end, seed
+        self.prompts, self.seed = _checked(prompts, seed)
+        self.end = end
 
     def __call__(self, trainer: Any) -> dict[str, Any]:
         chosen = shuffled(len(self.rows), self.prompts, self.seed, trainer.steps)
@@ -281,7 +285,12 @@ def judge(name: str, task: Task, options: Mapping[str, Any] | None = None) -> An
     """A verifier by name; one that wants the task gets it."""
     kind = _lookup.load("bonaware.verifiers", name, "VERIFIER")
     given = {"task": task} if "task" in inspect.signature(kind).parameters else {}
-    return kind(**given, **(options or {}))
+    return _lookup.make("bonaware.verifiers", name, "VERIFIER", given | dict(options or {}))
+
+
+def _checked(prompts: int, seed: int) -> tuple[int, int]:
+    """Prompts per step, and the seed of their order."""
+    return count("prompts", prompts), count("seed", seed, least=0)
 
 
 def load_problems(task: Task, split: str, limit: int | None) -> list[Problem]:
