@@ -750,6 +750,13 @@ def test_bon_policy_variational_tends_to_the_exact_law_in_divergence():
         assert (q * np.log(q / p)).sum() == pytest.approx(float(bon_kl(k)), abs=2e-3)
 
 
+@pytest.mark.parametrize("law", ["exact", "variational"])
+def test_bon_policy_is_a_distribution_where_p_is_one_but_for_rounding(law):
+    p = np.array([0.5, 0.25, 0.25]) * (1 + 5e-7)
+    assert bon_policy(p, [0.0, 1.0, 2.0], k=1, law=law).sum() == pytest.approx(1, abs=1e-12)
+    assert bon_policy(p, [0.0, 1.0, 2.0], k=4, law=law).sum() == pytest.approx(1, abs=1e-12)
+
+
 def test_bon_policy_gives_nothing_to_samples_of_no_probability():
     got = bon_policy([[0.5, 0.0, 0.5]], [[0.0, 1.0, 2.0]], 3)
     np.testing.assert_allclose(got, [[1 / 8, 0, 7 / 8]])
