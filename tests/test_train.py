@@ -18,6 +18,7 @@ from letters import Letters, letters_model
 import bonaware as bon
 from bonaware import losses
 from bonaware.samples import Sample, Samples
+from bonaware.selfeval.training import OnPolicy
 from bonaware.train import TARGETS, annealed, auroc
 from bonaware.training import Evaluation, Labels, Rollouts, Texts
 from bonaware.training.folder import RunFolder
@@ -1130,6 +1131,14 @@ def test_too_few_samples_for_the_loss_are_refused_before_the_run(tmp_path, loss,
     with pytest.raises(ValueError, match=sentence):
         trainer.fit(Rollouts(Letters(), n=n, prompts=2), 1, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_samples_that_a_loss_does_not_see_need_not_be_enough_for_it(tmp_path):
+    lm = letters_model(tmp_path)
+    lm.self_evaluation = {"question": [5], "target": 2, "other": 3, "ends": []}
+    trainer = bon.Trainer(lm, losses.get("bon")(k=16))
+    trainer.fit(OnPolicy(Letters(), n=4, prompts=2), 1)
+    assert trainer.complete
 
 
 def test_runs_are_not_mixed(tmp_path):

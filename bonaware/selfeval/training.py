@@ -134,6 +134,8 @@ class OnPolicy(Rollouts):
     "rollout_seconds".
     """
 
+    width = None  # a loss of the trainer sees none of these samples
+
     def __init__(self, task: Task | str, n: int = 16, prompts: int = 16, *, labels: str = "soft",
                  eps: float = 0.0, fractions: Sequence[float] = FRACTIONS,
                  per_sample: int | None = None, **options: Any) -> None:
