@@ -37,6 +37,8 @@ EMBEDDED = {
         "likelihood": ("likelihood", {}),
     },
 }
+# The same with a --policy: the embedded model that learnt to judge itself.
+JUDGE = {"model": "countdown-selfeval", "verifier": None}
 # Where no --verifier is given: what selects, and what guides a --policy that needs scores.
 SELECTOR: dict[str, tuple[str, dict[str, Any]]] = {"likelihood": ("likelihood", {})}
 GUIDE: dict[str, tuple[str, dict[str, Any]]] = {"self_evaluation": ("self_evaluation", {})}
@@ -162,7 +164,7 @@ def _evaluate(args: argparse.Namespace) -> bool:
 
 def _take_embedded(args: argparse.Namespace) -> None:
     """Fill in what was not given."""
-    for name, value in EMBEDDED.items():
+    for name, value in (EMBEDDED | (JUDGE if args.policy else {})).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
 

@@ -288,6 +288,7 @@ def test_a_policy_decides_what_is_drawn_of_the_embedded_model(capsys):
     assert cli.main(["evaluate", *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["policy"]["waves"] == [1, 2]
+    assert found["settings"]["model"] == "countdown-selfeval"
     assert 1 <= found["samples_per_prompt"] <= 4
 
 
@@ -327,7 +328,7 @@ def test_help_names_embedded_models_that_draw(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "the name of an embedded model: countdown --task" in out
+    assert "the name of an embedded model: countdown, countdown-selfeval --task" in out
 
 
 def test_without_arguments_some_hundred_problems_are_taken():

@@ -102,7 +102,7 @@ def check_installed(python: Path, package: Path, **variables: str) -> None:
     assert Path(estimators).resolve().parent == package.resolve()
     assert Path(onednn).resolve() == (package / ".libs" / "libdnnl.so.3").resolve()
     listed = run(python, "-c", "from bonaware import data; print(*data.available())", **variables)
-    assert listed.stdout.split() == ["countdown", "countdown-verifier"]
+    assert listed.stdout.split() == ["countdown", "countdown-selfeval", "countdown-verifier"]
 
 
 def site_packages(python: Path) -> Path:
