@@ -154,7 +154,10 @@ def calibration(test, prefix, settings):
 
 
 def timed(lm, settings, turns, threads):
-    """Seconds of drawing with policies, in turns, against a cost model of other runs."""
+    """Seconds of drawing with policies, in turns, against a cost model of other runs.
+
+    The model is fitted anew in every turn, as the machine may be slower in one than in another.
+    """
     task, problems = settings.task(), settings.problems("test")
     prompts = [task.prompt(problem) for problem in problems]
     lengths = np.array([len(lm.encode(prompt)) for prompt in prompts])
@@ -169,6 +172,8 @@ def timed(lm, settings, turns, threads):
         "4 samples, not read": (policy("best_of_n", n=4), "likelihood"),
         "1 sample, not read": (policy("best_of_n", n=1), "likelihood"),
         "4 samples": (policy("best_of_n", n=4), "self_evaluation"),
+        "16 samples, read at 9 tokens too": (
+            policy("prune", checkpoints=9, fractions=1.0), "self_evaluation"),
     }
     foretold = {"no pruning": (policy("best_of_n"), "self_evaluation")} | {
         f"{share:.0%} dropped at {c} tokens": (
@@ -185,12 +190,14 @@ def timed(lm, settings, turns, threads):
             seconds.setdefault(name, []).append(time.perf_counter() - began)
             costs[name] = cost(samples, lengths, each,
                                asked if verifier == "self_evaluation" else 0)
-    model = CostModel.of(lm).fit([costs[name] for name in fitted],
-                                 [float(np.median(seconds[name])) for name in fitted])
-    return {"threads": threads, "turns": turns, "model": asdict(model), "rows": [
-        {"name": name, "seconds": seconds[name], "fitted": name in fitted,
-         "foretold": float(model.seconds(costs[name]).sum()),
-         "tokens": int(costs[name].tokens.sum())} for name in fitted | foretold]}
+    models = [CostModel.of(lm).fit([costs[name] for name in fitted],
+                                   [seconds[name][turn] for name in fitted])
+              for turn in range(turns)]
+    return {"threads": threads, "turns": turns, "models": [asdict(model) for model in models],
+            "rows": [{
+                "name": name, "seconds": seconds[name], "fitted": name in fitted,
+                "foretold": [float(model.seconds(costs[name]).sum()) for model in models],
+                "tokens": int(costs[name].tokens.sum())} for name in fitted | foretold]}
 
 
 # -- command -------------------------------------------------------------------
