@@ -400,10 +400,10 @@ def _checked_state(path: Path, file: Any, shapes: Mapping[str, tuple[int, ...]])
         raise ValueError(f"{path}: must hold what is trained and nothing else, found {min(others)}")
     for name, shape in shapes.items():
         part = file.get_slice(name) if name in names else None
-        found = None if part is None else (part.get_dtype(), tuple(part.get_shape()))
-        if found != ("F32", shape):
-            raise ValueError(f"{path}: must hold {name} of type and shape {('F32', shape)}, found "
-                             f"{found}")
+        needed = f"F32 of shape {shape}"
+        found = None if part is None else f"{part.get_dtype()} of shape {tuple(part.get_shape())}"
+        if found != needed:
+            raise ValueError(f"{path}: must hold {name} as {needed}, found {found}")
         _finite(f"{path}: {name}", functools.partial(file.get_tensor, name))()
     steps = (file.metadata() or {}).get("steps", "")
     if not re.fullmatch(r"[0-9]{1,18}", steps):

@@ -145,7 +145,7 @@ def drawings(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("method", ["_finish", "_text", "_stop_string_ends"])
+@pytest.mark.parametrize("method", ["_finish", "_text", "_rests"])
 @pytest.mark.parametrize("at", [1, 2, 40, 150])
 def test_ctrl_c_between_two_calls_of_the_engine_loses_no_sample(
     counting, drawings, monkeypatch, method, at
