@@ -155,10 +155,9 @@ def _evaluate(args: argparse.Namespace) -> bool:
         run.plot().figure.savefig(args.plot, dpi=150)
         _say(f"plot: {args.plot}")
     if run.store and not args.samples:
-        _say(
-            f"samples: {run.store} (a larger --n adds to it, --export FILE.parquet makes a table; "
-            "to start afresh, delete it or give another --store)"
-        )
+        more = "" if args.policy else "a larger --n adds to it, "
+        _say(f"samples: {run.store} ({more}--export FILE.parquet makes a table; to start afresh, "
+             "delete it or give another --store)")
     return run.complete or bool(args.samples)
 
 

@@ -127,7 +127,11 @@ class LM:
         if dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
         threads, memory = _threads(threads), _memory(memory)
-        checkpoint = Checkpoint(path if Path(path).exists() else data.embedded(os.fspath(path)))
+        name = os.fspath(path)
+        # A folder that holds no model does not hide the embedded one of its name.
+        embedded = name in data.available() and not Path(path, "config.json").is_file()
+        mine = Path(path).exists() and not embedded
+        checkpoint = Checkpoint(path if mine else data.embedded(name))
         if dtype == "auto":
             dtype = checkpoint.dtype if checkpoint.dtype in DTYPES else "float32"
         return cls(checkpoint, dtype=dtype, threads=threads, memory=memory)

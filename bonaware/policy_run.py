@@ -142,8 +142,8 @@ class PolicyRun(Run):
         rows = self._rows()
         column = max(len(name) for name, _ in rows)
         return [*(f"{name:<{column}}  {value}" for name, value in rows),
-                "the number of samples depends on their scores: figures of k samples "
-                "(pass@k and the like) would be biased and are not shown", *self.without_score()]
+                "a policy decides which samples there are: figures of k samples (pass@k and the "
+                "like) may be biased and are not shown", *self.without_score()]
 
     @property
     def without_figures(self) -> str:
@@ -179,8 +179,8 @@ class PolicyRun(Run):
         rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
                        for name, value in self._rows(level))
         return (f"<h2>What the policy drew and took</h2><table>{rows}</table>"
-                "<p>The number of samples depends on their scores, so figures of k samples would "
-                "be biased and are not shown.</p>")
+                "<p>A policy decides which samples there are, so figures of k samples may be "
+                "biased and are not shown.</p>")
 
     def _repr_html_(self) -> str:
         figures = self.figures_html() if self.counted.any() else ""

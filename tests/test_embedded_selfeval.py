@@ -113,5 +113,20 @@ def test_the_answer_is_how_often_a_fresh_sample_is_no_better(right, whole):
     assert abs(whole.mean() - wins.mean()) < 0.05
 
 
-def test_a_beginning_says_a_little(judge, samples, right):
-    assert within(ask(judge, samples, 2 * STEP), right) > 0.57
+def test_a_beginning_says_a_little(judge, problems, samples, right):
+    begun = ask(judge, samples, 2 * STEP)
+    assert within(begun, right) > 0.57
+    verifier = bon.verifiers.get("self_evaluation", lm=judge)
+    read = verifier.prefix_scores(problems, samples, 2 * STEP)[..., 0]
+    longer = samples.lengths > 2 * STEP
+    np.testing.assert_allclose(read[longer], begun[longer], atol=1e-5)
+    assert np.isnan(read[~longer]).all()
+
+
+def test_a_folder_that_holds_no_model_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "countdown-selfeval").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert bon.LM.load("countdown-selfeval", threads=1).self_evaluation is not None
+    (tmp_path / "countdown-selfeval" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="architectures"):
+        bon.LM.load("countdown-selfeval", threads=1)

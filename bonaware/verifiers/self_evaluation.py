@@ -118,14 +118,14 @@ class SelfEvaluation:
         return self._scores(samples, lengths[..., None])[..., 0]
 
     def prefix_scores(self, problems: Sequence[Problem], samples: Samples,
-                      checkpoints: Sequence[int]) -> NDArray[np.float64]:
+                      checkpoints: int | Sequence[int]) -> NDArray[np.float64]:
         """Scores of the first tokens of the samples, in [0, 1].
 
         Parameters
         ----------
         problems : sequence of P Problem
         samples : Samples
-        checkpoints : sequence of C rising int >= 1
+        checkpoints : int >= 1, or a sequence of C rising ones
             How many tokens.
 
         Returns
@@ -139,9 +139,9 @@ class SelfEvaluation:
             As for `score`; or the checkpoints do not rise from 1 on.
         """
         check_prompts(problems, samples)
-        at = np.asarray(checkpoints, np.int64)
+        at = np.atleast_1d(np.asarray(checkpoints, np.int64))
         if at.ndim != 1 or (np.diff(at, prepend=0) <= 0).any():
-            raise ValueError(f"need rising checkpoints >= 1, got {list(checkpoints)}")
+            raise ValueError(f"need rising checkpoints >= 1, got {checkpoints}")
         return self._scores(samples, np.where(samples.lengths[..., None] > at, at, -1))
 
     def _scores(self, samples: Samples, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
