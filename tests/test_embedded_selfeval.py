@@ -121,12 +121,3 @@ def test_a_beginning_says_a_little(judge, problems, samples, right):
     longer = samples.lengths > 2 * STEP
     np.testing.assert_allclose(read[longer], begun[longer], atol=1e-5)
     assert np.isnan(read[~longer]).all()
-
-
-def test_a_folder_that_holds_no_model_does_not_hide_it(tmp_path, monkeypatch):
-    (tmp_path / "countdown-selfeval").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert bon.LM.load("countdown-selfeval", threads=1).self_evaluation is not None
-    (tmp_path / "countdown-selfeval" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="architectures"):
-        bon.LM.load("countdown-selfeval", threads=1)

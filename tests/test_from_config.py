@@ -322,8 +322,10 @@ def test_an_embedded_model_is_loaded_by_its_name(embedded, tmp_path, monkeypatch
     assert data.available() == ("little",)
     assert bon.LM.load("little", threads=1).name == "little"
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "little").mkdir()  # a folder of that name comes first
-    with pytest.raises(FileNotFoundError, match=r"need config\.json in the folder little"):
+    (tmp_path / "little").mkdir()  # which holds no model
+    assert bon.LM.load("little", threads=1).name == "little"
+    (tmp_path / "little" / "config.json").write_text("{}")  # now it is one, and comes first
+    with pytest.raises(ValueError, match=r"little.*architectures"):
         bon.LM.load("little", threads=1)
 
 
