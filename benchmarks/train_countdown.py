@@ -282,9 +282,8 @@ def measured(policy, judge, kind, problems, n):
     samples = policy.generate([p.prompt for p in test], n=n, progress=False,
                               max_new_tokens=task.max_new_tokens)
     rewards = task.rewards(test, samples.text)
-    scores = {"pass": rewards, judge.name: judge.score(test, samples),
-              "likelihood": samples.sum_logp}
-    figures = {"auroc": auroc(scores[judge.name].ravel(), rewards.ravel() > 0)}
+    scores = {"pass": rewards, "judge": judge.score(test, samples), "likelihood": samples.sum_logp}
+    figures = {"auroc": auroc(scores["judge"].ravel(), rewards.ravel() > 0)}
     for name, score in scores.items():
         for k in (1, 4, 16, n):
             values = estimators.best_of_k(rewards, k, score)
