@@ -1,12 +1,13 @@
 """What the engine's callers ask of their arguments, and what they say about wrong ones."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_ids", "count", "floats", "megabytes"]
+__all__ = ["as_ids", "count", "floats", "megabytes", "number"]
 
 
 def count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
@@ -17,6 +18,13 @@ def count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     if value > most:
         raise ValueError(f"need {name} <= {most}, got {value}")
     return int(value)
+
+
+def number(name: str, value: Any) -> float:
+    """A number; one that is NaN is refused by whoever compares it."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
 
 
 def as_ids(tokens: ArrayLike, what: str) -> NDArray[np.int32]:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from bonaware import _batch
 from bonaware._arguments import place
-from bonaware._checks import count
+from bonaware._checks import count, number
 from bonaware._export import Tensor, write_safetensors
 from bonaware.config import engine
 from bonaware.models import family_of
 from bonaware.models._fields import show
-from bonaware.policies._options import number
 
 if TYPE_CHECKING:
     from bonaware.lm import LM

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import _export
-from bonaware._checks import count
+from bonaware._checks import count, number
 from bonaware.checkpoint import FLOATS, read_json
 from bonaware.config import engine
 from bonaware.lm import LM
 from bonaware.models import family_of
 from bonaware.models._fields import Fields, show
-from bonaware.policies._options import number
 
 __all__ = ["TARGETS", "Adapter", "fresh", "merge", "read", "write"]
 

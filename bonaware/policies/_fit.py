@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware._arguments import Floats, as_floats, need_same_shape, place
-from bonaware._checks import count
-from bonaware.policies._options import Waves, as_waves, number, wave_at
+from bonaware._checks import count, number
+from bonaware.policies._options import Waves, as_waves, wave_at
 
 __all__ = ["Sweep", "fit_threshold", "sweep"]
 

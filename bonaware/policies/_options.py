@@ -3,24 +3,16 @@
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import ceil
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware._checks import count
+from bonaware._checks import count, number
 
-__all__ = ["Waves", "as_waves", "kept", "number", "rising", "schedule", "share", "wave_at"]
+__all__ = ["Waves", "as_waves", "kept", "rising", "schedule", "share", "wave_at"]
 
 Waves = int | Sequence[int]
-
-
-def number(name: str, value: Any) -> float:
-    """A number; one that is NaN is refused by whoever compares it."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
 
 
 def share(name: str, value: Any) -> float:

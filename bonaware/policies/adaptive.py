@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware._checks import count
+from bonaware._checks import count, number
 from bonaware.policies._base import Decision, Policy, Seen
-from bonaware.policies._options import Waves, as_waves, number, schedule, wave_at
+from bonaware.policies._options import Waves, as_waves, schedule, wave_at
 
 __all__ = ["POLICY", "Adaptive"]
 

@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from math import comb
 
-from bonaware._checks import count
+from bonaware._checks import count, number
 from bonaware.policies._base import Decision, Seen
 from bonaware.policies._consensus import Consensus
-from bonaware.policies._options import Waves, as_waves, number, wave_at
+from bonaware.policies._options import Waves, as_waves, wave_at
 
 __all__ = ["POLICY", "AdaptiveConsistency"]
 
