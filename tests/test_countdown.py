@@ -226,6 +226,9 @@ def test_solutions_leave_none_out():
     "25 - 3 = 22 , 22 * 4 = 88", "25-3=22,22*4=88", "25-3=22\n4*22=88\n", "25 - 3 = 22; 22 * 4",
     "(25 - 3) * 4", "4*(25-3)=88", "((((25))-(3)))*4", "25-3=22.0, 22.00*4=88",
     "(25 \N{MINUS SIGN} 3) \N{MULTIPLICATION SIGN} 4", "25 - 3 = 22 , 22 * 4 = 88 , 88 = 88",
+    "25 - 3 = 22 left 4 22 , 22 * 4 = 88", "25 - 3 = 22 (left: 4, 22)\n4 * 22 = 88 (left: 88)",
+    "25-3=22 (Left: 4; 22.0), 22*4=88", "25 - 3 = 22 left: 4 22, (22) * 4 = 88 left 88",
+    "25 - 3 = 22 left 7 8 9 , 22 * 4 = 88",  # a remark is no arithmetic
 ])
 def test_reward_takes_every_way_to_write_a_solution(text):
     assert reward(88, [3, 4, 25], text) == 1.0
@@ -238,6 +241,10 @@ def test_reward_takes_every_way_to_write_a_solution(text):
     "25 - 3 = 22 = 22 , 22 * 4", "(25 - 3 * 4", "25 - 3) * 4", "()", "(25 - 3) 4", "25 - - 3",
     "+25 - 3 = 22 , 22 * 4", "(25 - 3) ** 4", "(25 - 3) x 4", "25 - 3 = 22 , 22 * 4 = 88 , 88 + 0",
     "25 - 3 = 22 , 22 * 4 = 8e1", "2 5 - 3 = 22 , 22 * 4", "(25 - 3) * 4 / 1", "1e9", "None",
+    "left 25 - 3 = 22 , 22 * 4 = 88", "25 left - 3 = 22 , 22 * 4 = 88", "25 - 3 left 22 * 4 = 88",
+    "25 - 3 = 22 left 4 22 22 * 4 = 88", "25 - 3 = 22 (left 4 22 , 22 * 4 = 88",
+    "25 - 3 = 22 leftover , 22 * 4 = 88", "25 - 3 = 22 left 4 , 22 x , 22 * 4 = 88",
+    "25 - 3 = 22 (left (4) 22) , 22 * 4 = 88", "25 - 3 = left 22 , 22 * 4 = 88",
 ])
 def test_reward_refuses_everything_else(text):
     assert reward(88, [3, 4, 25], text) == 0.0
@@ -275,6 +282,7 @@ def test_reward_agrees_with_exact_fractions_on_every_expression(numbers, data):
     "(" * 10**6, "(" * 2000 + "1" + ")" * 2000, "1" * 4000, "9" * 10**6, "1+" * 2000, "-" * 4000,
     "1" + " " * 4000, "1 " * 2000, " " * 4096, "=" * 4000, ",".join(["1=1"] * 1000), "\0",
     "\N{ARABIC-INDIC DIGIT THREE} + 1", "\ud800", "1/0", "1.1.1", "1" * 15 + "*" + "9" * 15,
+    "= 1 (left " * 400, "=1left" * 600, "=1 left " + "1 " * 2000, "=1(left" + " " * 4000,
     "9**9**9**9", "((1)" * 900, "1=" + "1" * 15 + ".1",
 ])
 def test_hostile_texts_are_wrong_at_once(text):
@@ -286,7 +294,7 @@ def test_hostile_texts_are_wrong_at_once(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="0123456789+-*/()=,;. \n", max_size=60))
+@given(st.text(alphabet="0123456789+-*/()=,;. \nleft", max_size=60))
 def test_any_text_of_the_alphabet_is_read(text):
     assert reward(5, [2, 3], text) in (0.0, 1.0)
 

@@ -3,7 +3,8 @@
 A solution is one equation or more, `25 - 3 = 22, 22 * 4 = 88`, between commas, semicolons or
 new lines. The left side is an expression of + - * / and brackets over the numbers that are
 left: those given and the results of earlier equations, each used once. The last equation may
-lack its right side, so `(25 - 3) * 4` is a solution too.
+lack its right side, so `(25 - 3) * 4` is a solution too. Remarks on what is left, as in
+`25 - 3 = 22 (left: 4 22)` or `25 - 3 = 22 left 4 22`, are passed over, true or not.
 
 The reader takes any text and never recurses: its work is bounded by `LONGEST` characters.
 """
@@ -23,6 +24,9 @@ SIGN = re.compile(r"\s*([-+*/)])\s*", re.ASCII)
 RESULT = re.compile(rf"\s*(-?{DIGITS})\s*", re.ASCII)
 SIGNS = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/",
                        "\N{MINUS SIGN}": "-", "\N{MIDDLE DOT}": "*"})
+# Behind a result; in brackets anything, without them whole numbers.
+REMARK = re.compile(rf"(=\s*-?{DIGITS}\s*)(?:\(\s*left\b[^()]*\)|left\b[\s:]*(?:\d{{1,15}}\b\s*)*)",
+                    re.ASCII | re.IGNORECASE)
 STRENGTH = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -58,12 +62,15 @@ def read(text: str, numbers: Iterable[int]) -> Reading | None:
     Reading(value=Fraction(88, 1), true=False, form='(25-3)*4')
     >>> read("25 * 4 = 100", [3, 4, 25]) is None, read("no idea", [3, 4, 25]) is None
     (True, True)
+    >>> read("25 - 3 = 22 (left: 4, 22), 4 * 22 = 88", [3, 4, 25]).form
+    '(25-3)*4'
     """
     if len(text) > LONGEST:
         return None
+    text = REMARK.sub(r"\1", text.translate(SIGNS))
     left = [_Term(Fraction(number), (str(number),)) for number in numbers]
     true = True
-    equations = [part for part in re.split("[,;\n]", text.translate(SIGNS)) if part.strip()]
+    equations = [part for part in re.split("[,;\n]", text) if part.strip()]
     for number, equation in enumerate(equations, 1):
         expression, equals, result = equation.partition("=")
         term = _evaluate(expression, left)
