@@ -1,19 +1,27 @@
 """Countdown's model that judges itself: what it learns, from which texts.
 
-It is one small Llama with a few more words than the policy has, learnt from nothing. It imitates:
-first random true steps, as these teach arithmetic fastest, then solutions. It reads made texts, cut
-behind a step, to tell true from false; and, once it solves problems, samples of its own, whole and
-cut, to learn what became of all that begin so. train_countdown.py makes the two runs, `LEARNING`
-and `READING`.
+It is one small Llama with a few more words than the policy has, learnt from nothing in four runs:
 
-Behind each text stand `QUESTIONS`. The one that counts is "better?": would a fresh sample be
-better? The answers to the others are known of every text, and help to find that one: whether the
-target can still be reached, whether all steps are true and take numbers that are left, and whether
-the newest equation is true.
+LEARNING  It imitates random true steps, as these teach arithmetic fastest, then solutions. It reads
+          made texts, cut behind a step, to tell true from false; and, once it solves problems,
+          samples of its own, whole and cut, to learn what became of all that begin so.
+READING   More of what is read.
+REACHING  What can still be reached from two numbers, given as a problem of their own or left by
+          others; nothing else is read.
+NAMING    It learns to name the numbers that are left, as people do, "25 - 3 = 22 left 4 22 , 22 *
+          4 = 88", and all the rest anew for texts that do.
+
+Behind each text stand questions, whose answers are known: whether the target can still be reached
+("open?"), whether all steps are true and take numbers that are left, and whether the newest
+equation is true; and of its own samples how often a fresh sample is no better ("better?"). The
+finished model is asked "open?". A sample beats a fresh one, or ties with it, if it ends right or
+else the fresh one is wrong too; so among the samples of a problem the two questions rank alike, and
+the first is learnt almost exactly, while the second has labels that hardly differ where a problem
+is hard.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,84 +31,117 @@ from bonaware.tasks._countdown_arrays import results, write
 from bonaware.tasks.countdown import LIMIT, steps_text
 from bonaware.train import auroc
 
-QUESTIONS = {"better?": 8, "open?": 4, "sound?": 2, "true?": 2}  # and how much an answer counts
+QUESTIONS = ("open?", "better?", "sound?", "true?")
+ASKED = QUESTIONS[0]
 NO, YES = "no", "yes"
-MORE = (*QUESTIONS, NO, YES)  # words beside the policy's
-STEP = 6  # tokens of a step: number, sign, number, =, result, and a comma or the end
+LEFT, NEXT, END = "left", ",", "<end>"
+MORE = (LEFT, *QUESTIONS, NO, YES)  # words beside the policy's
 DRAWN = 16  # samples of a problem
-INSIDE = 2  # tokens of a step that is cut behind its sign
 LIES = 0.6  # share of made ends that are the target
+NEAR = 3  # a target that is near what can be reached is off by so much at most
 
 
 @dataclass(frozen=True)
 class Stage:
     """What a step learns from: how many solutions, made texts, and problems to draw samples of.
 
-    arithmetic: imitate random true steps instead of solutions; inside: texts are cut within their
-    last step too, behind its sign.
+    made: with false steps, cut anywhere; reaching: with true ones, cut while there are numbers
+    left; arithmetic: imitate random true steps instead of solutions.
     """
 
     solutions: int = 64
     made: int = 128
-    problems: int = 12
+    reaching: int = 0
+    problems: int = 0
     arithmetic: bool = False
-    inside: bool = False
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of the trainer.
 
-    stages: by the step that each begins with; order: of the questions; false: share of false
-    steps in made texts; reached: share of made texts whose target is what they lead to, so that
-    their style does not tell whether it can be reached; cuts: how often made texts are cut behind
-    the last step but two, but one, and are whole (None: equally often).
+    stages: by the step that each begins with; questions: in their order, with how much an answer
+    counts; false: share of false steps in made texts; reached: share of made texts whose target is
+    what they lead to, so that their style does not tell whether it can be reached; named: texts
+    name the numbers that are left.
     """
 
+    seed: int
+    steps: int
     lr: float
     stages: dict[int, Stage]
-    order: tuple[str, ...]
-    false: float
-    reached: float
-    cuts: tuple[float, ...] | None
+    questions: dict[str, int] = field(default_factory=lambda: {
+        "open?": 4, "better?": 8, "sound?": 2, "true?": 2})
+    false: float = 0.1
+    reached: float = 0.5
+    named: bool = False
 
 
-LEARNING = Run(
-    lr=2e-3, order=("better?", "open?", "sound?", "true?"), false=0.15, reached=0.0, cuts=None,
-    stages={0: Stage(problems=0, arithmetic=True), 750: Stage(problems=0), 1500: Stage(),
-            1600: Stage(solutions=192)})
-# The question that counts is asked behind the one that helps most, and the model is asked both.
-READING = Run(
-    lr=1e-3, order=("open?", "better?", "sound?", "true?"), false=0.08, reached=0.5, cuts=(1, 2, 1),
-    stages={0: Stage(made=256, problems=8), 600: Stage(made=256, problems=8, inside=True)})
-ASKED = ("open?", "better?")
+RUNS = {
+    "learning": Run(
+        6, 3000, 2e-3, false=0.15, reached=0.0,
+        questions={"better?": 8, "open?": 4, "sound?": 2, "true?": 2},
+        stages={0: Stage(arithmetic=True), 750: Stage(), 1500: Stage(problems=12),
+                1600: Stage(solutions=192, problems=12)}),
+    "reading": Run(7, 1300, 1e-3, false=0.08, stages={0: Stage(made=256, problems=8)}),
+    "reaching": Run(5, 800, 1e-3, questions={"open?": 8},
+                    stages={0: Stage(solutions=48, made=0, reaching=288)}),
+    "naming": Run(
+        7, 2800, 1e-3, named=True, questions={"open?": 12, "better?": 8, "sound?": 2, "true?": 2},
+        stages={0: Stage(solutions=48, made=32, reaching=288),
+                1400: Stage(solutions=48, made=64, reaching=192, problems=8)}),
+}
 
 
 # -- what is true of a text ------------------------------------------------------
 
 
-def follow(words, numbers):
+def told(numbers, steps, named):
+    """A text as the model writes it, in words; the results of the steps need not be right."""
+    left, words = list(numbers), []
+    for step in steps:
+        for number in step[[0, 2]].tolist():
+            if number in left:
+                left.remove(number)
+        left.append(int(step[3]))
+        words += steps_text(step[None]).split()
+        if len(left) > 1:
+            words += [*([LEFT, *map(str, sorted(left))] if named else []), NEXT]
+    return [*words, END]
+
+
+def ends(size, named):
+    """Behind how many words the steps of a text end; what they name is included."""
+    lengths = [5 + (1 + left if named else 0) for left in range(size - 1, 1, -1)]
+    found = [sum(lengths[:i + 1]) + i for i in range(size - 2)]  # a comma behind each
+    return [*found, sum(lengths) + size - 2 + 6]
+
+
+def follow(words, numbers, named):
     """The steps of a text, one by one.
 
     Parameters
     ----------
     words : list of str
-        The text, or a beginning that ends behind a step or behind the last sign.
+        The text, or a beginning that ends behind a step.
     numbers : list of int
+    named : bool
+        Whether a step has to name the numbers that are left.
 
     Returns
     -------
     true : bool
         Whether the newest equation is.
     left : list of int or None
-        The numbers that are left; None if a step was false or took another number.
-    after : list of int or None
-        The same; behind a sign those that will be left.
+        The numbers that are left; None if a step was false, took another number, or named others
+        as left.
     """
-    left, true, inside = list(numbers), False, len(words) % STEP == INSIDE
-    for start in range(0, len(words) - INSIDE * inside, STEP):
-        one, sign, other, equal, result = [*words[start:start + 5], *[""] * 5][:5]
+    left, true = list(numbers), False
+    while words:
+        one, sign, other, equal, result = [*words[:5], *[""] * 5][:5]
         true = equal == "=" and _value(one, sign, other) == result
+        end = words.index(NEXT) if NEXT in words else len(words)
+        said, words = words[5:end], words[end + 1:]
         if left is None or not true or len(left) < 2:
             left = None
             continue
@@ -110,16 +151,10 @@ def follow(words, numbers):
             else:
                 left = None
         if left is not None:
-            left.append(int(result))
-    if not inside or left is None:
-        return true, left, left
-    one, sign = words[-INSIDE:]
-    rest = list(left)
-    if not one.isdecimal() or int(one) not in rest:
-        return true, None, None
-    rest.remove(int(one))
-    value = _value(one, sign, str(rest[0])) if len(rest) == 1 else ""
-    return true, left, [int(value)] if value else None
+            left = sorted([*left, int(result)])
+            due = [END] if len(left) == 1 else [LEFT, *map(str, left)] if named else []
+            left = left if said == due else None
+    return true, left
 
 
 def _value(one, sign, other):
@@ -147,17 +182,21 @@ def reachable(lefts, targets):
 # -- what is imitated and read ------------------------------------------------------------------
 
 
+def random_programs(rng, reached):
+    """For each problem a random program that gives a number."""
+    return (rng.random(reached.shape) * (reached > 0)).argmax(axis=1)
+
+
 def true_steps(rng, numbers):
     """A random way to combine the numbers, and as target what another one gives."""
     reached = results(numbers, LIMIT)
     rows = np.arange(len(numbers))
-    program, other = ((rng.random(reached.shape) * (reached > 0)).argmax(axis=1)
-                      for _ in range(2))
+    program, other = (random_programs(rng, reached) for _ in range(2))
     kept = reached[rows, program] > 0
     return numbers[kept], reached[rows, other][kept], write(numbers[kept], program[kept])
 
 
-def made(rng, run, inside, numbers, targets, steps):
+def made(rng, run, numbers, targets, steps):
     """Texts to tell true steps from false ones by, cut behind a random step.
 
     Half of them are solutions; half are random steps, of which `run.reached` lead to the target
@@ -167,35 +206,47 @@ def made(rng, run, inside, numbers, targets, steps):
     count, last = steps.shape[:2]
     steps, targets, half = steps.copy(), targets.copy(), count // 2
     reached = results(numbers[:half], LIMIT)
-    program, other = ((rng.random(reached.shape) * (reached > 0)).argmax(axis=1)
-                      for _ in range(2))
+    program, other = (random_programs(rng, reached) for _ in range(2))
     steps[:half] = write(numbers[:half], program)
-    if run.reached:
-        other = np.where(rng.random(half) < run.reached, program, other)
+    other = np.where(rng.random(half) < run.reached, program, other)
     targets[:half] = reached[np.arange(half), other]
     lies = rng.random(half) < LIES
     steps[:half, -1, 3] = np.where(lies, targets[:half], steps[:half, -1, 3])
     wrong = rng.random((count, last)) < run.false
     steps[:, :, 3] = np.where(wrong, rng.integers(1, LIMIT + 1, wrong.shape), steps[:, :, 3])
-    cuts = rng.integers(1, last + 1, count)
-    if run.cuts is not None:
-        shares = np.array(run.cuts[-last:]) / sum(run.cuts[-last:])
-        cuts = rng.choice(np.arange(1, last + 1), count, p=shares)
-    ends = STEP * cuts
-    if inside:
-        ends[(cuts == last) & (rng.random(count) < 0.5)] -= STEP - INSIDE
-    for row, target, text, end in zip(numbers, targets, steps, ends, strict=True):
-        words = [*steps_text(text).split(), "<end>"]
-        yield row.tolist(), int(target), words[:end]
+    cuts = np.array(ends(last + 1, run.named))[rng.integers(0, last, count)]
+    for row, target, text, end in zip(numbers.tolist(), targets.tolist(), steps, cuts, strict=True):
+        yield row, target, told(row, text, run.named)[:end]
 
 
-def beginnings(tokens, steps, inside):
-    """The different whole samples and beginnings, with those samples that begin so.
+def reaching(rng, run, numbers):
+    """Texts to tell what can be reached by, cut while there are numbers left.
 
-    tokens: samples of a problem that takes so many steps.
+    All steps are random and true. Some of them lead to the target; for the others it is what
+    different steps lead to, or a number near what these lead to. Where numbers that are left are
+    not named, they are the numbers of a problem of their own in a third of the texts.
     """
+    reached = results(numbers, LIMIT)
+    rows, size = np.arange(len(numbers)), numbers.shape[1]
+    program, other = (random_programs(rng, reached) for _ in range(2))
+    near = reached[rows, program] + rng.integers(-NEAR, NEAR + 1, len(numbers))
+    chosen = rng.random(len(numbers))
+    targets = np.select([chosen < 0.4, chosen < 0.7],
+                        [reached[rows, program], reached[rows, other]], near.clip(1, LIMIT))
+    # Most are cut where two numbers are left: there the answer can be known.
+    cuts = np.array(ends(size, run.named))[-2 - (rng.random(len(numbers)) < 0.25) * (size > 3)]
+    for row, target, text, end in zip(numbers.tolist(), targets.tolist(), write(numbers, program),
+                                      cuts, strict=True):
+        words = told(row, text, run.named)[:end]
+        if not run.named and rng.random() < 1 / 3:
+            yield follow(words, row, False)[1], target, []
+        else:
+            yield row, target, words
+
+
+def beginnings(tokens, cuts):
+    """The different whole samples and beginnings of a problem, with the samples that begin so."""
     found = {}
-    cuts = [*range(STEP, STEP * steps, STEP), *[STEP * (steps - 1) + INSIDE] * inside]
     for i, text in enumerate(tokens):
         for cut in (*cuts, None):
             if cut is None or len(text) > cut:
@@ -216,23 +267,21 @@ class Judge:
     sharpen : float
         Temperature that the finished model draws at. Solutions are imitated at 1; samples are
         drawn and questions answered at this.
-    seed : int
     """
 
-    def __init__(self, run, words, batch, sharpen, seed):
-        self.run, self.words, self.batch = run, words, batch
-        self.sharpen, self.seed = sharpen, seed
+    def __init__(self, run, words, batch, sharpen):
+        self.run, self.words, self.batch, self.sharpen = run, words, batch, sharpen
+        self.ids = {word: i for i, word in enumerate(words)}
         self.task = bon.tasks.get("countdown", level="medium")
-        self.asked = np.array([words.index(word) for word in run.order], np.int32)
+        self.asked = np.array([self.ids[word] for word in run.questions], np.int32)
         # The target of "better?" is "no", that of the others "yes".
-        no, yes = words.index(NO), words.index(YES)
+        no, yes = self.ids[NO], self.ids[YES]
         self.answers = np.array([[no, yes] if word == "better?" else [yes, no]
-                                 for word in run.order], np.int32)
-        self.better = run.order.index("better?")
+                                 for word in run.questions], np.int32)
 
     def __call__(self, trainer):
         began = time.perf_counter()
-        rng = np.random.default_rng([self.seed, trainer.steps])
+        rng = np.random.default_rng([self.run.seed, trainer.steps])
         engine = trainer._learner._engine
         stage = next(stage for first, stage in reversed(self.run.stages.items())
                      if trainer.steps >= first)
@@ -243,28 +292,30 @@ class Judge:
                      zip(self._drawn(trainer, stage, rng), texts, strict=True)]
         return trainer._update({"nats": nats} | self._read(engine, *texts), began)
 
+    def _encode(self, words):
+        return np.array([self.ids[word] for word in words], np.int32)
+
     def _imitate(self, engine, lm, stage, rng):
         prompts, texts = [], []
         for _, numbers, targets, steps in self.batch(rng, stage.solutions):
             if stage.arithmetic:
                 numbers, targets, steps = true_steps(rng, numbers)
-            for row, target, text in zip(numbers, targets, steps, strict=True):
+            for row, target, text in zip(numbers.tolist(), targets, steps, strict=True):
                 prompts.append(lm.encode(prompt(target, row)))
-                texts.append([np.append(lm.encode(steps_text(text)), np.int32(0))])
+                texts.append([self._encode(told(row, text, self.run.named))])
         weights = [np.full(len(text), -1 / len(texts), np.float32) for text, in texts]
         batch = _batch.predictions(prompts, texts, weights)
         logp, _ = engine.accumulate(*batch.arrays(), 1.0)
         return float(-logp.sum() / len(texts))
 
     def _made(self, lm, stage, rng):
-        prompts, texts, seen = [], [], []
+        seen = []
         for _, *given in self.batch(rng, stage.made):
-            columns = (column.astype(int) for column in given)
-            for numbers, target, text in made(rng, self.run, stage.inside, *columns):
-                prompts.append(lm.encode(prompt(target, numbers)))
-                texts.append([np.array([self.words.index(word) for word in text], np.int32)])
-                seen.append((numbers, target, text))
-        return prompts, texts, seen, [None] * len(seen)
+            seen += made(rng, self.run, *(column.astype(int) for column in given))
+        for _, numbers, *_ in self.batch(rng, stage.reaching):
+            seen += reaching(rng, self.run, numbers.astype(int))
+        prompts = [lm.encode(prompt(target, numbers)) for numbers, target, _ in seen]
+        return prompts, [[self._encode(text)] for *_, text in seen], seen, [None] * len(seen)
 
     def _drawn(self, trainer, stage, rng):
         """Samples at the model's own temperature, and how often a fresh one is no better."""
@@ -275,7 +326,7 @@ class Judge:
         samples = trainer.lm.generate(
             [prompt(target, numbers) for numbers, target in problems], n=DRAWN, progress=False,
             temperature=self.sharpen, max_new_tokens=self.task.max_new_tokens,
-            rng=np.random.SeedSequence([self.seed, trainer.steps]))
+            rng=np.random.SeedSequence([self.run.seed, trainer.steps]))
         right = self.task.rewards([
             bon.tasks.Problem("", "", {"numbers": numbers, "target": target}, {})
             for numbers, target in problems], samples.text)
@@ -285,7 +336,8 @@ class Judge:
         for p, (numbers, target) in enumerate(problems):
             prompts.append(trainer.lm.encode(samples.prompts[p]))
             texts.append([])
-            for begin, alike in beginnings(samples.tokens[p], len(numbers) - 1, stage.inside):
+            for begin, alike in beginnings(samples.tokens[p],
+                                           ends(len(numbers), self.run.named)[:-1]):
                 texts[-1].append(begin)
                 seen.append((numbers, target, [self.words[i] for i in begin.tolist()]))
                 known.append((wins[p, alike].mean(), len(alike), right[p, alike].mean()))
@@ -293,7 +345,7 @@ class Judge:
 
     def _read(self, engine, prompts, texts, seen, known):
         """All questions behind all texts."""
-        labels, weights = labels_of(self.run.order, seen, known)
+        labels, weights = labels_of(self.run, seen, known)
         asked = [[np.append(text, self.asked) for text in row] for row in texts]
         batch = _batch.scores(prompts, asked, [np.ones(len(row), np.float32) for row in asked])
         count = len(self.asked)
@@ -305,42 +357,46 @@ class Judge:
             np.repeat(rows.ravel(), 2), np.tile(self.answers.ravel(), len(labels)),
             np.ascontiguousarray(-(weights[..., None] * both).ravel(), np.float32), self.sharpen)
         logp = logp.reshape(*labels.shape, 2).astype(float)
-        loss = -(weights[..., None] * both * logp).sum()
-        figures = {"loss": float(loss)}
-        for i, name in enumerate(self.run.order):
-            if i != self.better:
-                figures[name] = auroc(logp[:, i, 0], labels[:, i] > 0.5)
+        figures = {"loss": float(-(weights[..., None] * both * logp).sum())}
+        figures |= {name: auroc(logp[:, i, 0], labels[:, i] > 0.5)
+                    for i, name in enumerate(self.run.questions) if name != "better?"}
         own = np.array([i for i, j in enumerate(batch.source) if known[j] is not None], int)
         if own.size:
-            right = np.array([known[batch.source[i]][2] for i in own])
-            whole = np.array([seen[batch.source[i]][2][-1] == "<end>" for i in own])
-            first = np.array([len(seen[batch.source[i]][2]) == STEP for i in own])
-            answer = logp[own, self.better, 0]
-            figures["brier"] = float(((np.exp(answer) - labels[own, self.better]) ** 2).mean())
-            for name, some in (("whole", whole), ("first", first), ("later", ~whole & ~first)):
-                figures[name] = auroc(answer[some], right[some] > 0.5)
+            figures |= self._right(
+                logp[own, tuple(self.run.questions).index("better?"), 0],
+                [(*seen[j], *known[j]) for j in batch.source[own]])
         return figures
+
+    def _right(self, answer, own):
+        """How well "better?" tells right samples from wrong ones, whole and behind each step."""
+        wins, right = (np.array([row[i] for row in own]) for i in (3, 5))
+        lengths = np.array([0 if text[-1] == END else len(text) for _, _, text, *_ in own])
+        found = {"brier": float(((np.exp(answer) - wins) ** 2).mean())}
+        for cut in (0, *ends(4, self.run.named)[:-1]):
+            some = lengths == cut
+            found[f"at {cut}" if cut else "whole"] = auroc(answer[some], right[some] > 0.5)
+        return found
 
 
 def prompt(target, numbers):
     return f"make {target} from {' '.join(map(str, numbers))} :"
 
 
-def labels_of(order, seen, known):
+def labels_of(run, seen, known):
     """Labels and their weights [texts, questions]; "better?" is known of samples only.
 
     Facts count alike for every text, frequencies by how many samples they were counted in.
     """
-    followed = [follow(text, numbers) for numbers, _, text in seen]
+    followed = [follow(text, numbers, run.named) for numbers, _, text in seen]
     counted = np.array([0 if fact is None else fact[1] for fact in known], float)
     labels = {
         "better?": [0 if fact is None else fact[0] for fact in known],
-        "open?": reachable([after for *_, after in followed],
-                           [target for _, target, _ in seen]),
-        "sound?": [left is not None for _, left, _ in followed],
-        "true?": [true for true, *_ in followed],
+        "open?": reachable([left for _, left in followed], [target for _, target, _ in seen]),
+        "sound?": [left is not None for _, left in followed],
+        "true?": [true for true, _ in followed],
     }
-    weights = {name: np.full(len(seen), weight / len(seen)) for name, weight in QUESTIONS.items()}
-    weights["better?"] = QUESTIONS["better?"] * counted / max(counted.sum(), 1)
-    return tuple(np.stack([np.asarray(of[name], float) for name in order], axis=1)
+    weights = {name: np.full(len(seen), weight / len(seen))
+               for name, weight in run.questions.items()}
+    weights["better?"] = run.questions.get("better?", 0) * counted / max(counted.sum(), 1)
+    return tuple(np.stack([np.asarray(of[name], float) for name in run.questions], axis=1)
                  for of in (labels, weights))

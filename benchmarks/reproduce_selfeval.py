@@ -43,7 +43,7 @@ class Settings:
     n: int = 16
     validation: int = 500
     test: int = 1000
-    checkpoints: tuple[int, ...] = (6, 12)
+    checkpoints: tuple[int, ...] = (9, 18)
 
     def task(self):
         return bon.tasks.get("countdown", level=self.level)
@@ -172,8 +172,8 @@ def timed(lm, settings, turns, threads):
         "4 samples, not read": (policy("best_of_n", n=4), "likelihood"),
         "1 sample, not read": (policy("best_of_n", n=1), "likelihood"),
         "4 samples": (policy("best_of_n", n=4), "self_evaluation"),
-        "16 samples, read at 9 tokens too": (
-            policy("prune", checkpoints=9, fractions=1.0), "self_evaluation"),
+        "16 samples, read at 14 tokens too": (
+            policy("prune", checkpoints=14, fractions=1.0), "self_evaluation"),
     }
     foretold = {"no pruning": (policy("best_of_n"), "self_evaluation")} | {
         f"{share:.0%} dropped at {c} tokens": (

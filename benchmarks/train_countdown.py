@@ -2,7 +2,7 @@
 
     python benchmarks/train_countdown.py OUT
 
-Six runs in OUT, each of which goes on where it was stopped, and what they give:
+Eight runs in OUT, each of which goes on where it was stopped, and what they give:
 
     policy-run      a small Llama imitates the first solution of millions of problems; then the
                     vocabulary projection is divided by SHARPEN, which folds that temperature
@@ -13,9 +13,8 @@ Six runs in OUT, each of which goes on where it was stopped, and what they give:
                     true steps from false ones, behind each of them
     verifier-run    and then which samples of the policy are right: each batch draws new ones,
                     and their labels are free
-    judge-learning-run, judge-reading-run
-                    another policy, learnt from nothing, that judges itself behind every step of
-                    what it draws (countdown_selfeval.py); sharpened likewise
+    judge-...-run   four runs of another policy, learnt from nothing, that judges itself behind
+                    every step of what it draws (countdown_selfeval.py); sharpened likewise
 
     countdown/      the policy, as bonaware ships it
     countdown-verifier/
@@ -229,7 +228,7 @@ def train_verifier(out, pools, steps, threads):
     return seconds
 
 
-def train_judge(out, pools, steps, threads):
+def train_judge(out, pools, share, threads):
     words = [*VOCABULARY, *selfeval.MORE]
     tokenizer = out / "judge-tokenizer" / "tokenizer.json"
     tokenizer.parent.mkdir(exist_ok=True)
@@ -238,15 +237,13 @@ def train_judge(out, pools, steps, threads):
              "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
     lm = bon.LM.from_config(config(layers=6) | wider, rng=6, tokenizer=tokenizer, threads=threads)
     seconds = 0
-    for seed, (name, run) in enumerate((("learning", selfeval.LEARNING),
-                                        ("reading", selfeval.READING)), 6):
-        judge = selfeval.Judge(run, words, lambda rng, count: batch(pools, rng, count), SHARPEN,
-                               seed)
-        seconds += fit(lm, None, run.lr, judge, steps[name], out / f"judge-{name}-run")
+    for name, run in selfeval.RUNS.items():
+        judge = selfeval.Judge(run, words, lambda rng, count: batch(pools, rng, count), SHARPEN)
+        seconds += fit(lm, None, run.lr, judge, round(share * run.steps),
+                       out / f"judge-{name}-run")
     sharpen(lm)
-    lm.self_evaluation = {"question": [words.index(word) for word in selfeval.ASKED],
-                          "target": words.index(selfeval.NO), "other": words.index(selfeval.YES),
-                          "ends": []}
+    lm.self_evaluation = {"question": [words.index(selfeval.ASKED)], "ends": [],
+                          "target": words.index(selfeval.YES), "other": words.index(selfeval.NO)}
     save(lm, out / "countdown-selfeval")
     return seconds
 
@@ -300,8 +297,8 @@ def main():
     parser.add_argument("--arithmetic-steps", type=int, default=1600)
     parser.add_argument("--checking-steps", type=int, default=300)
     parser.add_argument("--verifier-steps", type=int, default=300)
-    parser.add_argument("--learning-steps", type=int, default=3000)
-    parser.add_argument("--reading-steps", type=int, default=1300)
+    parser.add_argument("--judge-share", type=float, default=1.0,
+                        help="of the steps of its runs (%(default)g)")
     parser.add_argument("--problems", type=int, default=1000, help="of the test, per kind")
     parser.add_argument("--n", type=int, default=32, help="samples of each")
     parser.add_argument("--threads", type=int)
@@ -314,8 +311,7 @@ def main():
         "arithmetic": train_arithmetic(args.out, pools, args.arithmetic_steps, args.threads),
         "checking": train_checking(args.out, pools, args.checking_steps, args.threads),
         "verifier": train_verifier(args.out, pools, args.verifier_steps, args.threads),
-        "judge": train_judge(args.out, pools, {"learning": args.learning_steps,
-                                               "reading": args.reading_steps}, args.threads),
+        "judge": train_judge(args.out, pools, args.judge_share, args.threads),
     }
     figures = measure(args.out, args.problems, args.n, args.threads) | {
         "seconds": seconds, "options": {k: v for k, v in vars(args).items() if k != "out"}}

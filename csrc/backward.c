@@ -17,6 +17,8 @@
 #define PART_ROWS 2048                /* rows of a part; one tree may have more */
 #define LOGIT_BYTES ((size_t)64 << 20) /* of logits at a time, about */
 #define LOGIT_ROWS 16                 /* and at least so many rows */
+#define LOGIT_SHARE 16                /* more where 1/16 of the budget holds them, but no */
+#define LOGIT_BLOCK 512               /* more than pays: each block passes over the head */
 #define COLUMNS 32                    /* that a thread sums at a time */
 
 /* What a forward pass of one model over a part writes to. */
@@ -324,7 +326,9 @@ static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t fir
                        size_t first_target, part *p)
 {
     const bon_arch *a = &b->model->arch;
-    const size_t limit = larger(LOGIT_ROWS, LOGIT_BYTES / sizeof(float) / a->vocab);
+    const size_t row = sizeof(float) * a->vocab;
+    const size_t paying = smaller(LOGIT_BLOCK, b->memory / LOGIT_SHARE / row);
+    const size_t limit = larger(LOGIT_ROWS, larger(LOGIT_BYTES / row, paying));
     part next = {.source = &batch->trees[first], .first_row = batch->trees[first].first_row,
                  .kept = a->layers, .compares = batch->target_kl_weight != NULL};
     *p = next;

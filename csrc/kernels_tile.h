@@ -8,7 +8,8 @@
  *
  * Tiles of the same panels follow each other: the first brings the panels into
  * the cache, and all together ask for the panels that come next. Without that
- * memory would be idle while the later tiles compute.
+ * memory would be idle while the later tiles compute. Where many tiles follow,
+ * one slow tile costs less than all the asking, and the kernels do without.
  *
  * The including file defines, before it:
  *
@@ -23,6 +24,7 @@
 #define VECS (16 / LANES) /* vectors per panel */
 #define MAX_ROWS 12
 #define MAX_VECS (4 * VECS)
+#define FEW_TILES 8 /* that share the asking for the next panels */
 #define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
@@ -67,10 +69,8 @@ INLINE void end(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
     }
 }
 
-/* Few rows read W streams, and the processor's own prefetch is best at that. */
 INLINE void prefetch(size_t W, const task *t, size_t step)
 {
-    if (W > BULK) return;
     UNROLL for (size_t w = 0; w < W; w++)
         _mm_prefetch(t->ahead + w * t->stride + step * t->hurry, _MM_HINT_T1);
 }
@@ -85,12 +85,12 @@ INLINE void link(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
     }
 }
 
-INLINE void tile_f32(size_t R, size_t W, const task *t)
+INLINE void tile_f32(size_t R, size_t W, bool ask, const task *t)
 {
     vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS];
     begin(R, W, t, acc);
     for (size_t i = 0; i < t->k; i++) {
-        prefetch(W, t, i);
+        if (ask) prefetch(W, t, i);
         UNROLL for (size_t v = 0; v < W * VECS; v++) {
             const char *panel = t->panels + v / VECS * t->stride + i * LINE;
             b[v] = vec_load((const float *)panel + v % VECS * LANES);
@@ -100,12 +100,12 @@ INLINE void tile_f32(size_t R, size_t W, const task *t)
     end(R, W, t, acc);
 }
 
-INLINE void tile_bf16(size_t R, size_t W, const task *t)
+INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
 {
     vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS], pair[MAX_VECS];
     begin(R, W, t, acc);
     for (size_t i = 0; i < t->steps; i++) {
-        prefetch(W, t, i);
+        if (ask) prefetch(W, t, i);
         UNROLL for (size_t v = 0; v < W * VECS; v++) {
             const char *panel = t->panels + v / VECS * t->stride + i * LINE;
             pair[v] = vec_load_pairs((const uint16_t *)panel + v % VECS * LANES * 2);
@@ -123,31 +123,37 @@ INLINE void tile_bf16(size_t R, size_t W, const task *t)
 
 typedef struct {
     size_t wide, rows; /* W and the largest R */
-    void (*tile)(const task *t, size_t rows);
+    void (*few)(const task *t, size_t rows);
+    void (*many)(const task *t, size_t rows); /* without prefetch */
 } shape;
 
-#define CASE(R, KIND, LIMIT, W)                                                           \
+#define CASE(R, KIND, LIMIT, W, ASK)                                                      \
     case R:                                                                               \
-        if (R <= LIMIT) tile_##KIND(R, W, t);                                             \
+        if (R <= LIMIT) tile_##KIND(R, W, ASK, t);                                        \
         break;
-#define DEFINE_SHAPE(KIND, LIMIT, W)                                                      \
-    UNCHECKED static void tile_##KIND##_##W(const task *t, size_t rows)                   \
+#define DEFINE_TILES(NAME, KIND, LIMIT, W, ASK)                                           \
+    UNCHECKED static void NAME(const task *t, size_t rows)                                \
     {                                                                                     \
         switch (rows) {                                                                   \
-            CASE(1, KIND, LIMIT, W)                                                       \
-            CASE(2, KIND, LIMIT, W)                                                       \
-            CASE(3, KIND, LIMIT, W)                                                       \
-            CASE(4, KIND, LIMIT, W)                                                       \
-            CASE(5, KIND, LIMIT, W)                                                       \
-            CASE(6, KIND, LIMIT, W)                                                       \
-            CASE(7, KIND, LIMIT, W)                                                       \
-            CASE(8, KIND, LIMIT, W)                                                       \
-            CASE(9, KIND, LIMIT, W)                                                       \
-            CASE(10, KIND, LIMIT, W)                                                      \
-            CASE(11, KIND, LIMIT, W)                                                      \
-            CASE(12, KIND, LIMIT, W)                                                      \
+            CASE(1, KIND, LIMIT, W, ASK)                                                  \
+            CASE(2, KIND, LIMIT, W, ASK)                                                  \
+            CASE(3, KIND, LIMIT, W, ASK)                                                  \
+            CASE(4, KIND, LIMIT, W, ASK)                                                  \
+            CASE(5, KIND, LIMIT, W, ASK)                                                  \
+            CASE(6, KIND, LIMIT, W, ASK)                                                  \
+            CASE(7, KIND, LIMIT, W, ASK)                                                  \
+            CASE(8, KIND, LIMIT, W, ASK)                                                  \
+            CASE(9, KIND, LIMIT, W, ASK)                                                  \
+            CASE(10, KIND, LIMIT, W, ASK)                                                 \
+            CASE(11, KIND, LIMIT, W, ASK)                                                 \
+            CASE(12, KIND, LIMIT, W, ASK)                                                 \
         }                                                                                 \
     }
+/* Few rows read W > BULK streams, and the processor's own prefetch is best at that. */
+#define DEFINE_SHAPE(KIND, LIMIT, W)                                                      \
+    DEFINE_TILES(few_##KIND##_##W, KIND, LIMIT, W, W <= BULK)                             \
+    DEFINE_TILES(many_##KIND##_##W, KIND, LIMIT, W, false)
+#define SHAPE(KIND, LIMIT, W) {W, LIMIT, few_##KIND##_##W, many_##KIND##_##W}
 
 DEFINE_SHAPE(f32, F32_ROWS_4, 4)
 DEFINE_SHAPE(f32, F32_ROWS_2, 2)
@@ -158,9 +164,9 @@ DEFINE_SHAPE(bf16, BF16_ROWS_1, 1)
 
 #define SHAPES 3
 static const shape f32_shapes[SHAPES] = {
-    {4, F32_ROWS_4, tile_f32_4}, {2, F32_ROWS_2, tile_f32_2}, {1, F32_ROWS_1, tile_f32_1}};
+    SHAPE(f32, F32_ROWS_4, 4), SHAPE(f32, F32_ROWS_2, 2), SHAPE(f32, F32_ROWS_1, 1)};
 static const shape bf16_shapes[SHAPES] = {
-    {4, BF16_ROWS_4, tile_bf16_4}, {2, BF16_ROWS_2, tile_bf16_2}, {1, BF16_ROWS_1, tile_bf16_1}};
+    SHAPE(bf16, BF16_ROWS_4, 4), SHAPE(bf16, BF16_ROWS_2, 2), SHAPE(bf16, BF16_ROWS_1, 1)};
 
 /* All rows for `wide` panels, in tiles of nearly equal height. */
 static void column(task t, const shape *s, size_t rows, bool last)
@@ -168,9 +174,10 @@ static void column(task t, const shape *s, size_t rows, bool last)
     const size_t tiles = (rows + s->rows - 1) / s->rows;
     t.ahead = last ? t.panels : t.panels + s->wide * t.stride;
     t.hurry = last ? 0 : LINE / tiles;
+    void (*const tile)(const task *, size_t) = tiles > FEW_TILES ? s->many : s->few;
     for (size_t left = tiles; left > 0; left--) {
         const size_t height = (rows + left - 1) / left;
-        s->tile(&t, height);
+        tile(&t, height);
         t.x += height * t.ldx;
         t.y += height * t.ldy;
         t.ahead += t.steps * t.hurry;
