@@ -6,18 +6,18 @@ LEARNING  It imitates random true steps, as these teach arithmetic fastest, then
           made texts, cut behind a step, to tell true from false; and, once it solves problems,
           samples of its own, whole and cut, to learn what became of all that begin so.
 READING   More of what is read.
-REACHING  What can still be reached from two numbers, given as a problem of their own or left by
-          others; nothing else is read.
+REACHING  What can still be reached from the numbers that are left, mostly two, or from two that are
+          a problem of their own; nothing else is read.
 NAMING    It learns to name the numbers that are left, as people do, "25 - 3 = 22 left 4 22 , 22 *
           4 = 88", and all the rest anew for texts that do.
 
 Behind each text stand questions, whose answers are known: whether the target can still be reached
 ("open?"), whether all steps are true and take numbers that are left, and whether the newest
 equation is true; and of its own samples how often a fresh sample is no better ("better?"). The
-finished model is asked "open?". A sample beats a fresh one, or ties with it, if it ends right or
-else the fresh one is wrong too; so among the samples of a problem the two questions rank alike, and
-the first is learnt almost exactly, while the second has labels that hardly differ where a problem
-is hard.
+finished model is asked "open?". A sample that ends right wins or ties against any fresh one, and
+another ties where the fresh one is wrong too; so as far as what is open ends right, both questions
+rank the samples of a problem alike. The first is learnt almost exactly; the labels of the second
+hardly differ where a problem is hard.
 """
 
 import time
@@ -45,8 +45,8 @@ NEAR = 3  # a target that is near what can be reached is off by so much at most
 class Stage:
     """What a step learns from: how many solutions, made texts, and problems to draw samples of.
 
-    made: with false steps, cut anywhere; reaching: with true ones, cut while there are numbers
-    left; arithmetic: imitate random true steps instead of solutions.
+    made: with false steps, cut behind any; reaching: with true ones, cut where two numbers or
+    three are left; arithmetic: imitate random true steps instead of solutions.
     """
 
     solutions: int = 64
@@ -97,15 +97,19 @@ RUNS = {
 
 
 def told(numbers, steps, named):
-    """A text as the model writes it, in words; the results of the steps need not be right."""
-    left, words = list(numbers), []
-    for step in steps:
-        for number in step[[0, 2]].tolist():
-            if number in left:
-                left.remove(number)
-        left.append(int(step[3]))
-        words += steps_text(step[None]).split()
-        if len(left) > 1:
+    """A text as the model writes it, in words; the results of the steps need not be right.
+
+    Where a step takes what an earlier one should have given, what that one said is no longer left.
+    """
+    left, said, words = list(numbers), [], []
+    for i, (one, _, other, result) in enumerate(steps.tolist()):
+        for number in (one, other):
+            left.remove(number if number in left else
+                        next(r for r in reversed(said) if r in left))
+        left.append(result)
+        said.append(result)
+        words += steps_text(steps[i:i + 1]).split()
+        if i < len(steps) - 1:
             words += [*([LEFT, *map(str, sorted(left))] if named else []), NEXT]
     return [*words, END]
 
@@ -134,7 +138,7 @@ def follow(words, numbers, named):
         Whether the newest equation is.
     left : list of int or None
         The numbers that are left; None if a step was false, took another number, or named others
-        as left.
+        as left, or these in another order: what follows is then not to be trusted.
     """
     left, true = list(numbers), False
     while words:
@@ -220,11 +224,11 @@ def made(rng, run, numbers, targets, steps):
 
 
 def reaching(rng, run, numbers):
-    """Texts to tell what can be reached by, cut while there are numbers left.
+    """Texts to tell what can be reached by, cut where two numbers or three are left.
 
-    All steps are random and true. Some of them lead to the target; for the others it is what
-    different steps lead to, or a number near what these lead to. Where numbers that are left are
-    not named, they are the numbers of a problem of their own in a third of the texts.
+    All steps are random and true. The target is what they lead to, what other steps lead to, or a
+    number near what they lead to. Where numbers that are left are not named, they are the numbers
+    of a problem of their own in a third of the texts.
     """
     reached = results(numbers, LIMIT)
     rows, size = np.arange(len(numbers)), numbers.shape[1]
@@ -360,20 +364,22 @@ class Judge:
         figures = {"loss": float(-(weights[..., None] * both * logp).sum())}
         figures |= {name: auroc(logp[:, i, 0], labels[:, i] > 0.5)
                     for i, name in enumerate(self.run.questions) if name != "better?"}
-        own = np.array([i for i, j in enumerate(batch.source) if known[j] is not None], int)
-        if own.size:
-            figures |= self._right(
-                logp[own, tuple(self.run.questions).index("better?"), 0],
-                [(*seen[j], *known[j]) for j in batch.source[own]])
+        own = [i for i, j in enumerate(batch.source) if known[j] is not None]
+        if own:
+            better = tuple(self.run.questions).index("better?")
+            figures |= self._ranked(logp[own, better, 0], labels[own, better],
+                                    [seen[j] for j in batch.source[own]],
+                                    np.array([known[j][2] for j in batch.source[own]]))
         return figures
 
-    def _right(self, answer, own):
-        """How well "better?" tells right samples from wrong ones, whole and behind each step."""
-        wins, right = (np.array([row[i] for row in own]) for i in (3, 5))
-        lengths = np.array([0 if text[-1] == END else len(text) for _, _, text, *_ in own])
+    def _ranked(self, answer, wins, seen, right):
+        """How well "better?" tells right samples of four numbers from wrong ones, by their cut."""
         found = {"brier": float(((np.exp(answer) - wins) ** 2).mean())}
-        for cut in (0, *ends(4, self.run.named)[:-1]):
-            some = lengths == cut
+        cuts = ends(4, self.run.named)[:-1]
+        at = np.array([-1 if len(numbers) != 4 else len(text) if len(text) in cuts else 0
+                       for numbers, _, text in seen])
+        for cut in (0, *cuts):
+            some = at == cut
             found[f"at {cut}" if cut else "whole"] = auroc(answer[some], right[some] > 0.5)
         return found
 

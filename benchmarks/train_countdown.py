@@ -19,7 +19,7 @@ Eight runs in OUT, each of which goes on where it was stopped, and what they giv
     countdown/      the policy, as bonaware ships it
     countdown-verifier/
     countdown-selfeval/
-    figures.json    what both give on test problems, with the commands' options
+    figures.json    what they give on test problems, with the commands' options
 
 Why so: 92 % of the policy's wrong samples end with a false equation, as it has learnt to write the
 target as its last result. Labels of whole samples are one bit for that: prototypes that learnt from
@@ -228,7 +228,7 @@ def train_verifier(out, pools, steps, threads):
     return seconds
 
 
-def train_judge(out, pools, share, threads):
+def train_judge(out, pools, threads):
     words = [*VOCABULARY, *selfeval.MORE]
     tokenizer = out / "judge-tokenizer" / "tokenizer.json"
     tokenizer.parent.mkdir(exist_ok=True)
@@ -239,8 +239,7 @@ def train_judge(out, pools, share, threads):
     seconds = 0
     for name, run in selfeval.RUNS.items():
         judge = selfeval.Judge(run, words, lambda rng, count: batch(pools, rng, count), SHARPEN)
-        seconds += fit(lm, None, run.lr, judge, round(share * run.steps),
-                       out / f"judge-{name}-run")
+        seconds += fit(lm, None, run.lr, judge, run.steps, out / f"judge-{name}-run")
     sharpen(lm)
     lm.self_evaluation = {"question": [words.index(selfeval.ASKED)], "ends": [],
                           "target": words.index(selfeval.YES), "other": words.index(selfeval.NO)}
@@ -297,8 +296,6 @@ def main():
     parser.add_argument("--arithmetic-steps", type=int, default=1600)
     parser.add_argument("--checking-steps", type=int, default=300)
     parser.add_argument("--verifier-steps", type=int, default=300)
-    parser.add_argument("--judge-share", type=float, default=1.0,
-                        help="of the steps of its runs (%(default)g)")
     parser.add_argument("--problems", type=int, default=1000, help="of the test, per kind")
     parser.add_argument("--n", type=int, default=32, help="samples of each")
     parser.add_argument("--threads", type=int)
@@ -311,7 +308,7 @@ def main():
         "arithmetic": train_arithmetic(args.out, pools, args.arithmetic_steps, args.threads),
         "checking": train_checking(args.out, pools, args.checking_steps, args.threads),
         "verifier": train_verifier(args.out, pools, args.verifier_steps, args.threads),
-        "judge": train_judge(args.out, pools, args.judge_share, args.threads),
+        "judge": train_judge(args.out, pools, args.threads),
     }
     figures = measure(args.out, args.problems, args.n, args.threads) | {
         "seconds": seconds, "options": {k: v for k, v in vars(args).items() if k != "out"}}

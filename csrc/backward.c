@@ -17,8 +17,8 @@
 #define PART_ROWS 2048                /* rows of a part; one tree may have more */
 #define LOGIT_BYTES ((size_t)64 << 20) /* of logits at a time, about */
 #define LOGIT_ROWS 16                 /* and at least so many rows */
-#define LOGIT_SHARE 16                /* more where 1/16 of the budget holds them, but no */
-#define LOGIT_BLOCK 512               /* more than pays: each block passes over the head */
+#define LOGIT_BLOCK 512               /* rows of logits where there is room: the gradient of */
+                                      /* the head is read and written for every block */
 #define COLUMNS 32                    /* that a thread sums at a time */
 
 /* What a forward pass of one model over a part writes to. */
@@ -320,15 +320,22 @@ static size_t bytes_of(const bon_backward *b, part *p)
            + (p->compares ? pass_bytes(b->reference, p) : 0);
 }
 
+/* More rows of logits at a time, as far as the budget has room for them. */
+static void widen_blocks(const bon_backward *b, part *p)
+{
+    part wider = *p;
+    wider.logit_rows = smaller(LOGIT_BLOCK, p->target_rows);
+    for (; wider.logit_rows > p->logit_rows; wider.logit_rows /= 2)
+        if (bytes_of(b, &wider) <= b->memory) *p = wider;
+}
+
 /* The part of the trees from `first` on: as many as make PART_ROWS rows and fit with all
  * results kept; if not even one does, that one with as many layers kept as fit. */
 static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t first,
                        size_t first_target, part *p)
 {
     const bon_arch *a = &b->model->arch;
-    const size_t row = sizeof(float) * a->vocab;
-    const size_t paying = smaller(LOGIT_BLOCK, b->memory / LOGIT_SHARE / row);
-    const size_t limit = larger(LOGIT_ROWS, larger(LOGIT_BYTES / row, paying));
+    const size_t limit = larger(LOGIT_ROWS, LOGIT_BYTES / sizeof(float) / a->vocab);
     part next = {.source = &batch->trees[first], .first_row = batch->trees[first].first_row,
                  .kept = a->layers, .compares = batch->target_kl_weight != NULL};
     *p = next;
@@ -341,6 +348,7 @@ static bon_status plan(const bon_backward *b, const bon_batch *batch, size_t fir
     }
     for (; bytes_of(b, p) > b->memory; p->kept--)
         if (p->kept == 1) return BON_ERR_FULL;
+    widen_blocks(b, p);
     return BON_OK;
 }
 

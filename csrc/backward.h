@@ -16,7 +16,7 @@
  * Memory. The batch is worked on in parts of whole trees, of some thousand rows. The
  * residual stream is kept for each layer; what else the backward pass needs is kept
  * for as many layers as the budget allows and computed again for the others, from
- * the same numbers in the same order. Logits exist for a few rows at a time.
+ * the same numbers in the same order. Logits exist for some rows at a time.
  *
  * Same bits. Every sum over rows is one chain in the order of the rows, so neither
  * the budget, nor the parts, nor the threads show in the gradients.

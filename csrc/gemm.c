@@ -21,7 +21,7 @@
 
 #define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
 #define ROW_BLOCK 192           /* rows of x that are worked on together */
-#define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB, part of the smallest L2 */
+#define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB; y's are 96: an L2 has 512 */
 #define K_BLOCK 1024            /* inputs at a time: of a panel, what prefetch keeps in L2 */
 #define GROUP 8                 /* most panels dealt to a thread at a time */
 #define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */

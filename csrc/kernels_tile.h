@@ -24,7 +24,7 @@
 #define VECS (16 / LANES) /* vectors per panel */
 #define MAX_ROWS 12
 #define MAX_VECS (4 * VECS)
-#define FEW_TILES 8 /* that share the asking for the next panels */
+#define FEW_TILES 8 /* more of them do not ask for the panels that come next */
 #define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
@@ -153,7 +153,8 @@ typedef struct {
 #define DEFINE_SHAPE(KIND, LIMIT, W)                                                      \
     DEFINE_TILES(few_##KIND##_##W, KIND, LIMIT, W, W <= BULK)                             \
     DEFINE_TILES(many_##KIND##_##W, KIND, LIMIT, W, false)
-#define SHAPE(KIND, LIMIT, W) {W, LIMIT, few_##KIND##_##W, many_##KIND##_##W}
+#define SHAPE(KIND, LIMIT, W)                                                             \
+    {W, LIMIT, few_##KIND##_##W, W <= BULK ? many_##KIND##_##W : few_##KIND##_##W}
 
 DEFINE_SHAPE(f32, F32_ROWS_4, 4)
 DEFINE_SHAPE(f32, F32_ROWS_2, 2)

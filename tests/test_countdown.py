@@ -228,6 +228,7 @@ def test_solutions_leave_none_out():
     "(25 \N{MINUS SIGN} 3) \N{MULTIPLICATION SIGN} 4", "25 - 3 = 22 , 22 * 4 = 88 , 88 = 88",
     "25 - 3 = 22 left 4 22 , 22 * 4 = 88", "25 - 3 = 22 (left: 4, 22)\n4 * 22 = 88 (left: 88)",
     "25-3=22 (Left: 4; 22.0), 22*4=88", "25 - 3 = 22 left: 4 22, (22) * 4 = 88 left 88",
+    "25 - 3 = 22 left 4 22\n22 * 4 = 88", "25 - 3 = 22 left 4 22; 22 * 4 = 88 left",
     "25 - 3 = 22 left 7 8 9 , 22 * 4 = 88",  # a remark is no arithmetic
 ])
 def test_reward_takes_every_way_to_write_a_solution(text):
@@ -245,6 +246,8 @@ def test_reward_takes_every_way_to_write_a_solution(text):
     "25 - 3 = 22 left 4 22 22 * 4 = 88", "25 - 3 = 22 (left 4 22 , 22 * 4 = 88",
     "25 - 3 = 22 leftover , 22 * 4 = 88", "25 - 3 = 22 left 4 , 22 x , 22 * 4 = 88",
     "25 - 3 = 22 (left (4) 22) , 22 * 4 = 88", "25 - 3 = left 22 , 22 * 4 = 88",
+    "25 - 3 = 2(left)2, 22 * 4 = 88", "25 - 3 = 22, 22 * 4 = 8(left: 88)8", "25-3=2left 2, 22*4=88",
+    "25 - 3 = 22 left 22.5 , 22 * 4 = 88", "25 - 3 = 22 (left 4) 22 * 4 = 88",
 ])
 def test_reward_refuses_everything_else(text):
     assert reward(88, [3, 4, 25], text) == 0.0
@@ -294,7 +297,8 @@ def test_hostile_texts_are_wrong_at_once(text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet="0123456789+-*/()=,;. \nleft", max_size=60))
+@given(st.lists(st.sampled_from([*"0123456789+-*/()=,;. \n", "= 5", "left", "(left:", "2 + 3 = 5"]),
+                max_size=60).map("".join))
 def test_any_text_of_the_alphabet_is_read(text):
     assert reward(5, [2, 3], text) in (0.0, 1.0)
 

@@ -86,7 +86,9 @@ def test_right_samples_end_and_few_hold_a_word_of_question_or_answer(judge, samp
     words = {*asked["question"], asked["target"], asked["other"]}
     odd = [bool(words & set(tokens.tolist())) for row in samples.tokens for tokens in row]
     assert np.mean(odd) < 0.03
-    assert (samples.finish_reason[right > 0] == "eos").all()
+    ended = samples.finish_reason == "eos"
+    assert 0.6 < ended.mean() < 0.9  # the others miss the target and go on
+    assert (right[~ended] == 0).all()
 
 
 @pytest.mark.parametrize("cut", [FIRST, LATE, None])

@@ -379,6 +379,22 @@ def test_layers_that_are_computed_again_do_not_show_in_the_gradient(loaded):
         assert_same_bits(gradients(lm, batch, memory=int(memory)), want)
 
 
+def test_blocks_of_logits_do_not_show_in_the_gradient():
+    """A vocabulary of which 239 rows make 64 MB; where there is room a block has 512."""
+    vocab, rows = 70_000, (300, 290)
+    lm = bon.LM.from_config({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False}, rng=0)
+    batch = texts(vocab, {1: rows})
+    blocks = [4 * vocab * (64 * 2**20 // (4 * vocab)), 4 * vocab * 512]
+    others = smallest_memory(lm, batch) - blocks[0]
+    assert others < blocks[1] - blocks[0]  # so that only the second budget holds wide blocks
+    few, many = (gradients(lm, batch, memory=2 * others + block) for block in blocks)
+    assert_same_bits(few, many)
+
+
 @pytest.mark.parametrize("name", ["wide", "gemma2"])
 def test_threads_do_not_show_in_the_gradient(loaded, name):
     batch = texts(MODELS[name]["vocab_size"], SHAPE)

@@ -24,9 +24,10 @@ SIGN = re.compile(r"\s*([-+*/)])\s*", re.ASCII)
 RESULT = re.compile(rf"\s*(-?{DIGITS})\s*", re.ASCII)
 SIGNS = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/",
                        "\N{MINUS SIGN}": "-", "\N{MIDDLE DOT}": "*"})
-# Behind a result; in brackets anything, without them whole numbers.
-REMARK = re.compile(rf"(=\s*-?{DIGITS}\s*)(?:\(\s*left\b[^()]*\)|left\b[\s:]*(?:\d{{1,15}}\b\s*)*)",
-                    re.ASCII | re.IGNORECASE)
+# Behind a result and to the end of its equation; in brackets anything, without them whole numbers.
+REMARK = re.compile(
+    rf"(=\s*-?{DIGITS})(?:[^\S\n]*\([^\S\n]*left\b[^()]*\)|[^\S\n]+left\b[\d: \t]*)"
+    r"(?=[^\S\n]*(?:[,;\n]|\Z))", re.ASCII | re.IGNORECASE)
 STRENGTH = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
 
 
