@@ -187,6 +187,7 @@ class Scheduled(Drawing):
         self._room = _room(lm, policy, guide.ask_tokens(lm))
         self._asked, self._ask_seconds = 0, 0.0
         super().__init__(lm, requests, **sampling)
+        _check_checkpoints(policy, self.settings["max_new_tokens"])
 
     @property
     def stats(self) -> Stats:
@@ -300,6 +301,13 @@ class Scheduled(Drawing):
         self._asked += len(numbers) * len(question)
         self._ask_seconds += time.monotonic() - began
         return np.concatenate([np.empty((0, len(named)), np.float32), *parts])
+
+
+def _check_checkpoints(policy: Policy, max_new_tokens: int) -> None:
+    if policy.checkpoints and policy.checkpoints[0] >= max_new_tokens:
+        raise ValueError(f"the first checkpoint of a policy must be < max_new_tokens, which is "
+                         f"{max_new_tokens}, got {policy.checkpoints[0]}: nothing could be "
+                         "dropped")
 
 
 def _room(lm: "LM", policy: Policy, ask_tokens: int) -> Room:

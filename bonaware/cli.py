@@ -54,14 +54,17 @@ examples:
   bonaware evaluate --model countdown --task countdown --verifier exact \\
                     --verifier reward_model:model=countdown-verifier
   bonaware evaluate --policy adaptive:threshold=0.9,n=16
+  bonaware evaluate --policy prune:n=16,checkpoints=[9,18],fractions=[0.75,0.5]
   bonaware evaluate --model models/Qwen3-0.6B --task gsm8k \\
                     --policy prune:n=16,checkpoints=64,fractions=0.5
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
   bonaware evaluate --samples run.sqlite
 
 Without --model, --task and --samples the embedded model and verifier are measured on 300
-problems of the task countdown. A policy decides how much is drawn of each problem; if it
-needs scores, the first verifier guides it, with --model self_evaluation where none is given.
+problems of the task countdown; with --policy it is another embedded model, countdown-selfeval,
+which judges itself (--policy best_of_n:n=16 gives what to compare with). A policy decides how
+much is drawn of each problem; if it needs scores, the first --verifier guides it, and where
+none is given the model's own self_evaluation.
 Every finished sample is stored at once. After Ctrl-C, a crash or a kill the same command goes
 on where it stopped; a larger --n draws only what is missing.
 The report is one HTML page beside the store: curves, tables, and the samples to look through.
@@ -552,7 +555,12 @@ def _named(text: str) -> tuple[str, dict[str, Any]]:
     """NAME or NAME:OPTION=VALUE,... as name and options."""
     name, _, rest = text.partition(":")
     # A comma parts options only where another one begins: paths and lists may hold some.
-    return name, dict(_option(part) for part in re.split(r",(?=\w+=)", rest) if rest)
+    options = [_option(part) for part in re.split(r",(?=\w+=)", rest) if rest]
+    for i, (option, _) in enumerate(options):
+        if option in dict(options[:i]):
+            raise argparse.ArgumentTypeError(f"{option} is given twice; a list stands in brackets, "
+                                             f"{option}=[1,2]")
+    return name, dict(options)
 
 
 class _Verifier(argparse.Action):

@@ -126,8 +126,8 @@ class PolicyRun(Run):
         rows = [
             ("mean reward", self._said(level).removeprefix("mean reward ")),
             ("samples per prompt", f"{begun.mean():.2f} of at most {self.policy.n} "
-             f"(median {np.median(begun):g}, longest {begun.max()})"),
-            ("tokens per prompt", f"{tokens.mean():.1f}"),
+             f"(median {np.median(begun):g}, most {begun.max()})"),
+            ("tokens per prompt", f"{tokens.mean():.1f} of samples"),
         ]
         if self.policy.checkpoints:
             rows.append(("dropped early", f"{100 * self.pruned:.1f} % of the samples"))

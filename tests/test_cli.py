@@ -322,6 +322,20 @@ def test_a_policys_store_is_named_by_the_policy_and_its_guide(tmp_path, monkeypa
 def test_a_policy_that_cannot_be_is_refused_in_a_sentence(capsys):
     assert cli.main(["evaluate", "--no-store", "--policy", "adaptive:threshold=2"]) == 1
     assert "need 0 <= threshold <= 1" in capsys.readouterr().err
+    prune = "prune:n=4,checkpoints=32,fractions=0.5"
+    assert cli.main(["evaluate", "--no-store", "--limit", "2", "--policy", prune]) == 1
+    assert "must be < max_new_tokens, which is 32, got 32" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--policy", "prune:n=4,checkpoints=9,checkpoints=18,fractions=0.5"])
+    assert "checkpoints is given twice; a list stands in brackets" in capsys.readouterr().err
+
+
+def test_a_policys_lists_stand_in_brackets(capsys):
+    policy = "prune:n=8,checkpoints=[9,18],fractions=[0.75,0.5]"
+    assert cli.main(["evaluate", "--no-store", "--limit", "4", "--json", "--policy", policy]) == 0
+    out, _ = capsys.readouterr()
+    policy = json.loads(out)["settings"]["policy"]
+    assert (policy["checkpoints"], policy["fractions"]) == ([9, 18], [0.75, 0.5])
 
 
 def test_help_names_embedded_models_that_draw(capsys):
