@@ -13,6 +13,7 @@ Source: Manvi, Singh, Ermon 2024, arXiv:2410.02725.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from bonaware.train import auroc
 ROOT = Path(__file__).parents[1]
 SPLITS = ("validation", "test")
 SELECTORS = ("self_evaluation", "likelihood", "self_certainty")
+SHARES = 5  # calls in which a case of the seconds is measured
 MEANS = (1.1, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # samples per prompt, wished of `adaptive`
 
 
@@ -154,50 +156,61 @@ def calibration(test, prefix, settings):
 
 
 def timed(lm, settings, turns, threads):
-    """Seconds of drawing with policies, in turns, against a cost model of other runs.
+    """Seconds of drawing with policies, and what a cost model of other runs foretells.
 
-    The model is fitted anew in every turn, as the machine may be slower in one than in another.
+    The machine is slower in one minute than in the next. So the problems are dealt out to SHARES
+    calls of a few seconds, the cases follow each other with the same share, in an order of chance
+    and again in every turn, and what counts is the median over turns of each call.
     """
     task, problems = settings.task(), settings.problems("test")
     prompts = [task.prompt(problem) for problem in problems]
-    lengths = np.array([len(lm.encode(prompt)) for prompt in prompts])
     asked = len(lm.self_evaluation["question"])
     last = settings.checkpoints[-1]
 
     def policy(name, **options):
         return bon.policies.get(name, **{"n": settings.n, **options})
 
+    longest = task.max_new_tokens
+    unread, read = ("likelihood", longest), ("self_evaluation", longest)
     fitted = {
-        "16 samples, not read": (policy("best_of_n"), "likelihood"),
-        "4 samples, not read": (policy("best_of_n", n=4), "likelihood"),
-        "1 sample, not read": (policy("best_of_n", n=1), "likelihood"),
-        "4 samples": (policy("best_of_n", n=4), "self_evaluation"),
+        "16 samples, not read": (policy("best_of_n"), *unread),
+        "16 samples of at most 12 tokens, not read": (policy("best_of_n"), "likelihood", 12),
+        "4 samples, not read": (policy("best_of_n", n=4), *unread),
+        "1 sample, not read": (policy("best_of_n", n=1), *unread),
+        "4 samples": (policy("best_of_n", n=4), *read),
         "16 samples, read at 14 tokens too": (
-            policy("prune", checkpoints=14, fractions=1.0), "self_evaluation"),
+            policy("prune", checkpoints=14, fractions=1.0), *read),
     }
-    foretold = {"no pruning": (policy("best_of_n"), "self_evaluation")} | {
+    foretold = {"no pruning": (policy("best_of_n"), *read)} | {
         f"{share:.0%} dropped at {c} tokens": (
-            policy("prune", checkpoints=c, fractions=1 - share), "self_evaluation")
+            policy("prune", checkpoints=c, fractions=1 - share), *read)
         for c in settings.checkpoints for share in (0.5, 0.75)
     } | {f"75% at {last} at random": (
-        policy("prune_random", checkpoints=last, fractions=0.25), "self_evaluation")}
-    seconds, costs = {}, {}
-    for turn in range(turns):
-        for name, (each, verifier) in (fitted | foretold).items():
+        policy("prune_random", checkpoints=last, fractions=0.25), *read)}
+    cases = fitted | foretold
+    shares = [list(share) for share in np.array_split(prompts, SHARES)]
+    seconds = {name: np.empty((turns, SHARES)) for name in cases}
+    costs = {name: [None] * SHARES for name in cases}
+    order = np.random.default_rng(0)
+    for turn, (s, share) in itertools.product(range(turns), enumerate(shares)):
+        for name in order.permutation(list(cases)):
+            each, verifier, most = cases[name]
             began = time.perf_counter()
-            samples = lm.generate(prompts, policy=each, verifier=verifier, rng=turn,
-                                  max_new_tokens=task.max_new_tokens, progress=False)
-            seconds.setdefault(name, []).append(time.perf_counter() - began)
-            costs[name] = cost(samples, lengths, each,
-                               asked if verifier == "self_evaluation" else 0)
-    models = [CostModel.of(lm).fit([costs[name] for name in fitted],
-                                   [seconds[name][turn] for name in fitted])
-              for turn in range(turns)]
-    return {"threads": threads, "turns": turns, "models": [asdict(model) for model in models],
+            samples = lm.generate(share, policy=each, verifier=verifier, rng=0,
+                                  max_new_tokens=most, progress=False)
+            seconds[name][turn, s] = time.perf_counter() - began
+            costs[name][s] = cost(samples, [len(lm.encode(prompt)) for prompt in share], each,
+                                  asked if verifier == "self_evaluation" else 0)
+    model = CostModel.of(lm).fit(
+        [each for name in fitted for each in costs[name]],
+        np.concatenate([np.median(seconds[name], axis=0) for name in fitted]))
+    return {"threads": threads, "turns": turns, "shares": SHARES, "model": asdict(model),
             "rows": [{
-                "name": name, "seconds": seconds[name], "fitted": name in fitted,
-                "foretold": [float(model.seconds(costs[name]).sum()) for model in models],
-                "tokens": int(costs[name].tokens.sum())} for name in fitted | foretold]}
+                "name": name, "fitted": name in fitted,
+                "seconds": float(np.median(seconds[name], axis=0).sum()),
+                "turns": seconds[name].sum(1).tolist(),
+                "foretold": float(sum(model.seconds(each).sum() for each in costs[name])),
+                "tokens": int(sum(each.tokens.sum() for each in costs[name]))} for name in cases]}
 
 
 # -- command -------------------------------------------------------------------

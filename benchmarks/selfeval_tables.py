@@ -165,23 +165,22 @@ def seconds_claims(timed):
     if timed is None:
         return []
     rows = {row["name"]: row for row in timed["rows"]}
-    full = np.median(rows["no pruning"]["seconds"])
+    full = rows["no pruning"]["seconds"]
     dropped = [row for name, row in rows.items() if "dropped" in name]
-    saved = [f"{row['name']}: {100 * (1 - np.median(row['seconds']) / full):.0f} %"
-             for row in dropped]
+    saved = [f"{row['name']}: {100 * (1 - row['seconds'] / full):.0f} %" for row in dropped]
     error = {row["name"]: foretold(row) for row in timed["rows"] if not row["fitted"]}
     worst = max(error, key=lambda name: abs(error[name]))
     return [
         ("pruning saves seconds", "; ".join(saved),
-         all(np.median(row["seconds"]) < full for row in dropped)),
+         all(row["seconds"] < full for row in dropped)),
         ("the cost model is right within 10 %", f"worst {100 * error[worst]:+.1f} % ({worst})",
          abs(error[worst]) <= 0.1),
     ]  # fmt: skip
 
 
 def foretold(row):
-    """Relative error of the cost model: the median over turns, each with a model of its own."""
-    return float(np.median(np.array(row["foretold"]) / row["seconds"])) - 1
+    """Relative error of the cost model."""
+    return row["foretold"] / row["seconds"] - 1
 
 
 def interval(three):
@@ -253,16 +252,13 @@ def pruned_table(found):
 
 
 def seconds_table(timed):
-    full = next(row for row in timed["rows"] if row["name"] == "no pruning")
-    rows = []
-    for row in timed["rows"]:
-        seconds = np.array(row["seconds"])
-        ratio = np.array(full["seconds"]) / seconds
-        rows.append((row["name"], f"{np.median(seconds):.2f} ({seconds.min():.2f}-"
-                     f"{seconds.max():.2f})", f"{np.median(ratio):.2f}",
-                     "fitted" if row["fitted"] else f"{100 * foretold(row):+.0f} %"))
-    return table((f"{timed['turns']} turns, {timed['threads']} threads", "seconds",
-                  "speed against no pruning", "error of the cost model"), rows)
+    full = next(row["seconds"] for row in timed["rows"] if row["name"] == "no pruning")
+    rows = [(row["name"], f"{row['seconds']:.2f} ({min(row['turns']):.2f}-{max(row['turns']):.2f})",
+             f"{full / row['seconds']:.2f}",
+             "fitted" if row["fitted"] else f"{100 * foretold(row):+.1f} %")
+            for row in timed["rows"]]
+    head = f"{timed['turns']} turns of {timed['shares']} calls, {timed['threads']} threads"
+    return table((head, "seconds", "speed against no pruning", "error of the cost model"), rows)
 
 
 def write_docs(found, root):

@@ -50,6 +50,16 @@ def count_correct(
     stop: int,
     /,
 ) -> None: ...
+def weigh_by_count(
+    rewards: NDArray[np.float64],
+    hit: NDArray[np.float64],
+    miss: NDArray[np.float64],
+    correct: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    start: int,
+    stop: int,
+    /,
+) -> None: ...
 def two_weights(
     rewards: NDArray[np.float64],
     hit: NDArray[np.float64],

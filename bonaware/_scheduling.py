@@ -1,7 +1,7 @@
 """Scheduling: drawing as a policy wants it - samples rest, are read, go on, or are dropped.
 
-The engine runs; a sample that ends or comes to a checkpoint is read by the verifier on its live
-cache, all that rest at once in one batch; and where all samples of a prompt are at rest, its
+The engine runs; samples that have ended or come to a checkpoint rest until there are some of
+them, and are read by the verifier on their live cache in one batch; where all samples of a prompt are at rest, its
 policy is asked what happens next. Slots that fall free are taken by the samples of the next
 prompt, so that policies which draw little make a run short.
 """
@@ -32,6 +32,8 @@ __all__ = ["Guide", "Live", "Scheduled"]
 ASK_SHARE = 8
 # Samples asked in one call of the engine, which gives all logits of each.
 ASKED_TOGETHER = 32
+# Samples are read when one in so many rests, as a batch costs less than its samples one by one.
+READ_SHARE = 8
 
 
 class Live:
@@ -183,6 +185,7 @@ class Scheduled(Drawing):
         self._numbers: dict[tuple[int, int], int] = {}  # (prompt, index) -> the engine's number
         self._prompts: dict[int, int] = {}  # position -> the engine's number
         self._queue = deque(requests)
+        self._resting: dict[int, None] = {}  # the engine's numbers, in the order of coming to rest
         self._done: dict[int, int] = {}  # prompts whose last samples are being handed out
         self._room = _room(lm, policy, guide.ask_tokens(lm))
         self._asked, self._ask_seconds = 0, 0.0
@@ -215,10 +218,13 @@ class Scheduled(Drawing):
                 if not self._samples:
                     return
                 events = self._session.run(STEPS)
-                if not events and not self._session.pending:
-                    raise RuntimeError(f"policy {self.policy!r}: samples rest and nothing moves")
                 self._seconds = time.monotonic() - self._started
-                yield from self._after(events)
+                self._resting |= {number: None for number, state in events
+                                  if number in self._samples and self._rests(number, state)}
+                if not (events or self._resting or self._session.pending):
+                    raise RuntimeError(f"policy {self.policy!r}: samples rest and nothing moves")
+                if not events or len(self._resting) * READ_SHARE >= len(self._samples):
+                    yield from self._read()
         except KeyboardInterrupt:
             yield from self._rest()
             raise
@@ -228,25 +234,22 @@ class Scheduled(Drawing):
         while self._queue and len(self._samples) < MAX_SLOTS:
             request = self._queue.popleft()
             self._prompts[request.prompt] = self._add_prompt(request)
-            yield from self._leave(self._advance([request.prompt]))
+            yield from self._leave({}, self._advance([request.prompt]))
 
-    def _after(self, events: Sequence[tuple[int, str]]) -> Iterator[Sample]:
-        """Read the samples that have come to rest, and ask the policies of their prompts."""
-        rested = [number for number, state in events
-                  if number in self._samples and self._rests(number, state)]
-        if not rested:
-            return
-        live = Live(self, rested, [self._sample(number) for number in rested])
-        ended = []
+    def _read(self) -> Iterator[Sample]:
+        """Read the samples that rest, and ask the policies of their prompts."""
+        live = Live(self, list(self._resting), [self._sample(number) for number in self._resting])
+        ended = {}
         scores = self.guide.scores(live).tolist()
-        for number, sample, score in zip(rested, live.samples, scores, strict=True):
+        resting, self._resting = self._resting, {}
+        for number, sample, score in zip(resting, live.samples, scores, strict=True):
             if sample.finish_reason == "held":
                 self._courses[sample.prompt].held(sample.index, score)
             else:
                 self._end(sample, score)
-                ended.append(number)
+                ended[number] = sample
         # The policies first: a prompt stays in the cache while it may want more samples.
-        yield from self._leave(ended + self._advance({s.prompt: None for s in live.samples}))
+        yield from self._leave(ended, self._advance({s.prompt: None for s in live.samples}))
 
     def _end(self, sample: Sample, score: float) -> None:
         """A sample has ended by itself."""
@@ -254,9 +257,12 @@ class Scheduled(Drawing):
         self._courses[sample.prompt].ended(sample.index, sample.finish_reason, len(sample.tokens),
                                            score, self.guide.answer(sample))
 
-    def _leave(self, numbers: Sequence[int]) -> Iterator[Sample]:
-        """Hand out samples that have ended; then the prompts that are done count as done."""
-        for number in numbers:
+    def _leave(self, ended: Mapping[int, Sample], dropped: Sequence[int]) -> Iterator[Sample]:
+        """Hand out samples that are over; then the prompts that are done count as done."""
+        for number, sample in ended.items():
+            self._drop(number)
+            yield sample
+        for number in dropped:
             yield self._finish(number)
         self.chosen |= self._done
         self._done = {}

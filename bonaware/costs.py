@@ -148,20 +148,21 @@ class CostModel:
         FLOPs of one pair of tokens in all layers: 4 layers x heads x head_dim.
     prefill_s, decode_s, read_s : float
         Seconds per token of prompts, of samples and of questions; NaN: not measured.
+    pair_s : float
+        Seconds per pair of tokens: attention, which costs a token more the more stand before it.
     residual : float
         Of the fit of the seconds: root of the mean squared relative error, 0.1 for 10 %.
 
     Notes
     -----
-    FLOPs are 2 parameters x tokens + attention x pairs. Seconds are linear in the tokens: the
-    speeds are those of the runs that were measured, with their number of slots and threads and
-    about their lengths.
+    FLOPs are 2 parameters x tokens + attention x pairs. Seconds are linear in tokens and pairs: the
+    speeds are those of the runs that were measured, with their number of slots and threads.
     Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1 (FLOPs per token).
 
     Examples
     --------
-    >>> count = np.array([0])
-    >>> short, long = (Cost(count, count + 10, count + new, count, count, count)
+    >>> none = np.array([0])
+    >>> short, long = (Cost(none, none + 10, none + new, none, none, none)
     ...                for new in (100, 900))
     >>> model = CostModel().fit([short, long], seconds=[0.3, 1.9])
     >>> round(float(model.seconds(long)[0]), 9), model.residual < 1e-9
@@ -173,6 +174,7 @@ class CostModel:
     prefill_s: float = np.nan
     decode_s: float = np.nan
     read_s: float = np.nan
+    pair_s: float = np.nan
     residual: float = np.nan
 
     @classmethod
@@ -187,13 +189,13 @@ class CostModel:
         return 2.0 * self.parameters * cost.tokens + self.attention * cost.pairs
 
     def seconds(self, cost: Cost) -> Floats:
-        """Seconds of each prompt, shape [P]; NaN where a kind of token was not measured."""
-        tokens = _kinds(cost)
-        speeds = np.array([self.prefill_s, self.decode_s, self.read_s])
-        return np.where(tokens > 0, tokens * speeds, 0.0).sum(1)
+        """Seconds of each prompt, shape [P]; NaN where a kind of its work was not measured."""
+        work = _kinds(cost)
+        speeds = np.array([self.prefill_s, self.decode_s, self.read_s, self.pair_s])
+        return np.where(work > 0, work * speeds, 0.0).sum(1)
 
     def fit(self, costs: Sequence[Cost], seconds: ArrayLike) -> "CostModel":
-        """The same with seconds per token that fit measured runs best.
+        """The same with seconds per token and per pair that fit measured runs best.
 
         Parameters
         ----------
@@ -206,34 +208,35 @@ class CostModel:
         -------
         CostModel
             With the non-negative speeds of least squared relative error; NaN for a kind of
-            token that no run has.
+            work that no run has.
 
         Raises
         ------
         ValueError
             There is not one time per run, one is not > 0, or the runs are too few or too alike
-            to tell the kinds of tokens apart.
+            to tell the kinds of work apart: prompts, samples, questions and pairs. Samples of
+            other lengths tell samples from pairs.
         """
         times = as_floats(seconds, "seconds")
         if times.shape != (len(costs),) or not (np.isfinite(times) & (times > 0)).all():
             raise ValueError(f"need the seconds > 0 of each of {len(costs)} runs, got {times}")
-        tokens = np.array([_kinds(cost).sum(0) for cost in costs]).reshape(-1, 3)
-        used = np.flatnonzero(tokens.any(0))
-        relative = tokens[:, used] / times[:, None]  # x speeds = 1 where the model is right
+        work = np.array([_kinds(cost).sum(0) for cost in costs]).reshape(-1, 4)
+        used = np.flatnonzero(work.any(0))
+        relative = work[:, used] / times[:, None]  # x speeds = 1 where the model is right
         if not used.size or np.linalg.matrix_rank(relative / relative.max(0)) < used.size:
             raise ValueError(f"{len(costs)} runs do not tell the seconds of {used.size} kinds of "
-                             "tokens apart: measure more, in other proportions")
-        speeds = np.full(3, np.nan)
+                             "work apart: measure more, in other proportions")
+        speeds = np.full(4, np.nan)
         speeds[used] = _least_squares(relative)
         error = relative @ speeds[used] - 1
-        prefill, decode, read = speeds.tolist()
-        return replace(self, prefill_s=prefill, decode_s=decode, read_s=read,
+        prefill, decode, read, pair = speeds.tolist()
+        return replace(self, prefill_s=prefill, decode_s=decode, read_s=read, pair_s=pair,
                        residual=float(np.sqrt(np.mean(error**2))))
 
 
 def _kinds(cost: Cost) -> NDArray[np.float64]:
-    """[P, 3]: tokens of prompts, samples and questions."""
-    kinds = (cost.prompt_tokens, cost.new_tokens, cost.question_tokens)
+    """[P, 4]: tokens of prompts, samples and questions, and pairs."""
+    kinds = (cost.prompt_tokens, cost.new_tokens, cost.question_tokens, cost.pairs)
     return np.stack(kinds, axis=1).astype(np.float64)
 
 

@@ -307,6 +307,17 @@ BON_INLINE double sum_binary(const double *row, size_t n, int64_t *other)
     return total;
 }
 
+BON_INLINE void weigh_row(const double *row, double right, double wrong, size_t n, double *out)
+{
+    const bon_vec hit = {right, right, right, right}, miss = {wrong, wrong, wrong, wrong};
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const bon_choice holds = *bon_const_vec_at(row + i) != 0.0;
+        bon_choose(bon_vec_at(out + i), &holds, &hit, &miss);
+    }
+    for (; i < n; i++) out[i] = row[i] != 0.0 ? right : wrong;
+}
+
 BON_INLINE size_t count_rows(const double *rewards, size_t rows, size_t n, double *correct)
 {
     for (size_t r = 0; r < rows; r++) {
@@ -329,23 +340,60 @@ BON_AVX2 static size_t count_rows_avx2(const double *rewards, size_t rows, size_
     return count_rows(rewards, rows, n, correct);
 }
 
+/* Where the row has a value that is neither 0 nor 1. */
+static bon_status find_not_binary(const double *rewards, size_t row, size_t n, size_t *bad)
+{
+    for (*bad = row * n; *bad + 1 < (row + 1) * n; ++*bad)
+        if (!(rewards[*bad] == 0.0 || rewards[*bad] == 1.0)) break;
+    return BON_ERR_DOMAIN;
+}
+
 bon_status bon_count_correct(const double *rewards, size_t rows, size_t n,
                              double *correct, size_t *bad)
 {
     const size_t done = bon_has_avx2() ? count_rows_avx2(rewards, rows, n, correct)
                                        : count_rows_anywhere(rewards, rows, n, correct);
-    if (done == rows) return BON_OK;
-    for (*bad = done * n; *bad + 1 < (done + 1) * n; ++*bad)
-        if (!(rewards[*bad] == 0.0 || rewards[*bad] == 1.0)) break;
-    return BON_ERR_DOMAIN;
+    return done == rows ? BON_OK : find_not_binary(rewards, done, n, bad);
 }
 
 void bon_two_weights(const double *rewards, const double *hit, const double *miss,
                      size_t rows, size_t n, double *weights)
 {
+    for (size_t r = 0; r < rows; r++)
+        weigh_row(rewards + r * n, hit[r], miss[r], n, weights + r * n);
+}
+
+BON_INLINE size_t weigh_counted(const double *rewards, const double *hit, const double *miss,
+                                size_t rows, size_t n, double *correct, double *weights)
+{
     for (size_t r = 0; r < rows; r++) {
-        const double right = hit[r], wrong = miss[r];
-        for (size_t i = r * n; i < (r + 1) * n; i++)
-            weights[i] = rewards[i] != 0.0 ? right : wrong;
+        if (count_rows(rewards + r * n, 1, n, correct + r) == 0) return r;
+        const size_t count = (size_t)correct[r];
+        weigh_row(rewards + r * n, hit[count], miss[count], n, weights + r * n);
     }
+    return rows;
+}
+
+static size_t weigh_counted_anywhere(const double *rewards, const double *hit,
+                                     const double *miss, size_t rows, size_t n,
+                                     double *correct, double *weights)
+{
+    return weigh_counted(rewards, hit, miss, rows, n, correct, weights);
+}
+
+BON_AVX2 static size_t weigh_counted_avx2(const double *rewards, const double *hit,
+                                          const double *miss, size_t rows, size_t n,
+                                          double *correct, double *weights)
+{
+    return weigh_counted(rewards, hit, miss, rows, n, correct, weights);
+}
+
+bon_status bon_weigh_by_count(const double *rewards, const double *hit, const double *miss,
+                              size_t rows, size_t n, double *correct, double *weights,
+                              size_t *bad)
+{
+    const size_t done =
+        bon_has_avx2() ? weigh_counted_avx2(rewards, hit, miss, rows, n, correct, weights)
+                       : weigh_counted_anywhere(rewards, hit, miss, rows, n, correct, weights);
+    return done == rows ? BON_OK : find_not_binary(rewards, done, n, bad);
 }

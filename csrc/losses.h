@@ -159,4 +159,10 @@ BON_MUST_CHECK bon_status bon_count_correct(const double *rewards, size_t rows, 
 void bon_two_weights(const double *rewards, const double *hit, const double *miss,
                      size_t rows, size_t n, double *weights);
 
+/* Both in one pass: correct as above, and hit [n + 1] or miss [n + 1] of the row's count as
+ * weights. */
+BON_MUST_CHECK bon_status bon_weigh_by_count(const double *rewards, const double *hit,
+                                             const double *miss, size_t rows, size_t n,
+                                             double *correct, double *weights, size_t *bad);
+
 #endif /* BON_LOSSES_H */

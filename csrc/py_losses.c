@@ -381,6 +381,56 @@ static PyObject *py_two_weights(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* float64 [n + 1]: one for each number of rewards that a row may have, or NULL. */
+static PyArrayObject *as_by_count(PyObject *obj, const char *name, PyArrayObject *rewards)
+{
+    PyArrayObject *array = as_array(obj, NPY_DOUBLE, 1, name);
+    if (array == NULL || PyArray_DIM(array, 0) == PyArray_DIM(rewards, 1) + 1) return array;
+    PyErr_Format(PyExc_ValueError, "%s must have an element for each of 0 to %zd, got %zd",
+                 name, PyArray_DIM(rewards, 1), PyArray_DIM(array, 0));
+    return NULL;
+}
+
+PyDoc_STRVAR(weigh_by_count_doc,
+"weigh_by_count(rewards, hit, miss, correct, weights, start, stop, /)\n--\n\n"
+"count_correct, and weights = hit[correct] where a reward is not 0, else miss[correct].\n"
+"rewards, weights: float64 [rows, n]; hit, miss: float64 [n + 1]; correct: float64 [rows].");
+
+static PyObject *py_weigh_by_count(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *rewards_obj, *hit_obj, *miss_obj, *correct_obj, *weights_obj;
+    Py_ssize_t start, stop;
+    if (!PyArg_ParseTuple(args, "OOOOOnn:weigh_by_count", &rewards_obj, &hit_obj, &miss_obj,
+                          &correct_obj, &weights_obj, &start, &stop))
+        return NULL;
+    PyArrayObject *rewards, *hit, *miss, *correct, *weights;
+    row_range range;
+    if ((rewards = as_array(rewards_obj, NPY_DOUBLE, 2, "rewards")) == NULL
+        || (hit = as_by_count(hit_obj, "hit", rewards)) == NULL
+        || (miss = as_by_count(miss_obj, "miss", rewards)) == NULL
+        || (correct = as_rows(correct_obj, "correct", rewards, 1)) == NULL
+        || (weights = as_output(weights_obj, NPY_DOUBLE, 2, "weights")) == NULL
+        || !same_shape(weights, "weights", rewards, "rewards")
+        || !as_range(start, stop, PyArray_DIM(rewards, 0), &range))
+        return NULL;
+    const size_t n = (size_t)PyArray_DIM(rewards, 1), chunk = rows_per_chunk(n);
+    const double *truth = PyArray_DATA(rewards);
+    const double *right = PyArray_DATA(hit), *wrong = PyArray_DATA(miss);
+    double *counts = PyArray_DATA(correct), *out = PyArray_DATA(weights);
+    for (size_t at = range.start; at < range.stop; at += chunk) {
+        size_t bad = 0;
+        bon_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = bon_weigh_by_count(truth + at * n, right, wrong,
+                                    min_size(chunk, range.stop - at), n, counts + at,
+                                    out + at * n, &bad);
+        Py_END_ALLOW_THREADS
+        if (status != BON_OK) return raise_not_binary(truth, at * n + bad, n);
+        if (PyErr_CheckSignals() < 0) return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 /* -- module ---------------------------------------------------------------- */
 
 static PyMethodDef methods[] = {
@@ -389,6 +439,7 @@ static PyMethodDef methods[] = {
     {"bon_sft", py_bon_sft, METH_VARARGS, bon_sft_doc},
     {"count_correct", py_count_correct, METH_VARARGS, count_correct_doc},
     {"two_weights", py_two_weights, METH_VARARGS, two_weights_doc},
+    {"weigh_by_count", py_weigh_by_count, METH_VARARGS, weigh_by_count_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -98,21 +98,25 @@ def test_cost_says_what_is_wrong(error, message, prompt, question):
 # -- the model of a cost ------------------------------------------------------
 
 
-def kinds(prompt, new, question):
-    """A run of one prompt with that many tokens of each kind."""
+def kinds(prompt, new, question, pairs=0):
+    """A run of one prompt with that many tokens of each kind, and pairs."""
     zero = np.array([0])
-    return Cost(zero, zero + prompt, zero + new, zero, zero + question, zero)
+    return Cost(zero, zero + prompt, zero + new, zero, zero + question, zero + pairs)
 
 
 RUNS = [kinds(*row) for row in
-        [(100, 900, 0), (100, 200, 60), (500, 500, 20), (50, 1500, 300), (30, 80, 400)]]
+        [(100, 900, 0, 40000), (100, 200, 60, 9000), (500, 500, 20, 700), (50, 1500, 300, 8000),
+         (30, 80, 400, 5000), (10, 10, 10, 3000)]]
+
+
+def speeds(model):
+    return [model.prefill_s, model.decode_s, model.read_s, model.pair_s]
 
 
 def test_fit_finds_the_speeds_that_made_the_times():
-    seconds = [float(CostModel(prefill_s=1e-4, decode_s=3e-3, read_s=5e-4).seconds(run)[0])
-               for run in RUNS]
-    found = CostModel(parameters=9).fit(RUNS, seconds)
-    assert (found.prefill_s, found.decode_s, found.read_s) == pytest.approx((1e-4, 3e-3, 5e-4))
+    made = CostModel(prefill_s=1e-4, decode_s=3e-3, read_s=5e-4, pair_s=2e-6)
+    found = CostModel(parameters=9).fit(RUNS, [made.seconds(run)[0] for run in RUNS])
+    assert speeds(found) == pytest.approx(speeds(made))
     assert found.residual == pytest.approx(0, abs=1e-12)
     assert found.parameters == 9
 
@@ -123,17 +127,20 @@ def test_fit_is_the_non_negative_least_squares_of_relative_errors(seed):
     rng = np.random.default_rng(seed)
     seconds = rng.uniform(0.1, 5, len(RUNS))
     found = CostModel().fit(RUNS, seconds)
-    table = [[run.prompt_tokens[0], run.new_tokens[0], run.question_tokens[0]] for run in RUNS]
-    speeds, error = nnls(np.array(table) / seconds[:, None], np.ones(len(RUNS)))
-    assert [found.prefill_s, found.decode_s, found.read_s] == pytest.approx(speeds.tolist())
+    table = [[run.prompt_tokens[0], run.new_tokens[0], run.question_tokens[0], run.pairs[0]]
+             for run in RUNS]
+    best, error = nnls(np.array(table) / seconds[:, None], np.ones(len(RUNS)))
+    assert speeds(found) == pytest.approx(best.tolist())
     assert found.residual == pytest.approx(error / np.sqrt(len(RUNS)))
 
 
-def test_a_kind_of_token_that_no_run_has_is_not_known():
+def test_a_kind_of_work_that_no_run_has_is_not_known():
     found = CostModel().fit([kinds(10, 100, 0), kinds(10, 900, 0)], [0.3, 1.9])
     assert np.isnan(found.read_s)
+    assert np.isnan(found.pair_s)
     assert found.seconds(kinds(10, 100, 0)) == pytest.approx(0.3)
     assert np.isnan(found.seconds(kinds(10, 100, 1))).all()
+    assert np.isnan(found.seconds(kinds(10, 100, 0, 1))).all()
 
 
 def test_flops_are_two_per_weight_and_token_and_those_of_attention():
@@ -157,7 +164,7 @@ def test_parameters_of_a_model_are_its_weights_without_an_embedding_that_is_only
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0]),
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0, 0.0]),
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0, np.nan]),
-    ("2 runs do not tell the seconds of 3 kinds of tokens apart", RUNS[1:3], [1.0, 2.0]),
+    ("2 runs do not tell the seconds of 4 kinds of work apart", RUNS[1:3], [1.0, 2.0]),
     ("3 runs do not tell the seconds of 2 kinds", [kinds(5, 10, 0)] * 3, [1.0, 1.0, 1.1]),
     ("0 runs do not tell the seconds of 0 kinds", [], []),
 ])  # fmt: skip

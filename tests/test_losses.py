@@ -787,6 +787,8 @@ B = np.array(EXPERTS)
         (lambda: _losses.count_correct(A + 0.5, V, 0, 1), ValueError,
          "rewards must be 0 or 1, but row 0, column 0"),
         (lambda: _losses.two_weights(A, V, np.zeros(2), W, 0, 1), ValueError, "miss must have one"),
+        (lambda: _losses.weigh_by_count(A, V, V, V, W, 0, 1), ValueError,
+         "hit must have an element for each of 0 to 4, got 1"),
     ],
 )  # fmt: skip
 def test_binding_refuses_what_the_core_could_not_use(call, error, message):
@@ -874,8 +876,10 @@ def test_kernels_run_without_the_gil():
         lambda: _losses.bon_sft(A, A, ~B, None, None, None, 2, 1.0, V, W, 0, 1),
         lambda: _losses.count_correct(A + 0.5, V, 0, 1),
         lambda: _losses.two_weights(A, V, V, W, 0, 1),
+        lambda: _losses.weigh_by_count(A, np.zeros(5), np.zeros(5), V, W, 0, 1),
     ],
-    ids=["bon", "bon_error", "rl", "rl_error", "sft", "sft_error", "count_error", "weights"],
+    ids=["bon", "bon_error", "rl", "rl_error", "sft", "sft_error", "count_error", "weights",
+         "by_count_error"],
 )
 def test_binding_frees_its_memory_on_success_and_on_error(call):
     def repeat(times):

@@ -1,5 +1,7 @@
 """Rewards 0 and 1: counts, estimates of the failure probability, two weights per prompt."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,7 +10,7 @@ from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
 from bonaware.losses._base import Batch, has_gaps
 
-__all__ = ["count_correct", "fail_by_reward", "need_binary", "two_weights"]
+__all__ = ["by_count", "fail_by_reward", "need_binary"]
 
 
 def need_binary(batch: Batch, there: NDArray[np.bool_]) -> None:
@@ -19,11 +21,7 @@ def need_binary(batch: Batch, there: NDArray[np.bool_]) -> None:
 def count_correct(rewards: Floats) -> Floats:
     """[P]: how many of rewards [P, n] are 1; all others must be 0."""
     correct = np.empty(len(rewards))
-    for_rows(
-        lambda start, stop: _losses.count_correct(rewards, correct, start, stop),
-        len(rewards),
-        rewards.shape[1],
-    )
+    _for_rows(rewards, _losses.count_correct, correct)
     return correct
 
 
@@ -42,12 +40,26 @@ def fail_by_reward(
     return np.minimum(wrong / (n - 1), 1.0), np.maximum(wrong - 1, 0.0) / (n - 1)
 
 
-def two_weights(rewards: Floats, hit: Floats, miss: Floats) -> Floats:
-    """[P, n]: hit [P] for right samples, miss [P] for wrong ones."""
+def by_count(batch: Batch, figures: Callable[[Floats], tuple[Floats, Floats, Floats]]
+             ) -> tuple[Floats, Floats]:
+    """Value [P] and weights [P, n] of a loss that looks at how many samples of a row are right.
+
+    figures(correct) gives the value of rows with so many right samples, and the weights of
+    their right and of their wrong samples. Where batch.fail is given it belongs to the rows,
+    so figures are of each; else a table of all counts does, and rewards are read once.
+    """
+    rewards = batch.rewards
     weights = np.empty(rewards.shape)
-    for_rows(
-        lambda start, stop: _losses.two_weights(rewards, hit, miss, weights, start, stop),
-        len(rewards),
-        rewards.shape[1],
-    )
-    return weights
+    if batch.fail is not None:
+        correct = count_correct(rewards)
+        value, hit, miss = figures(correct)
+        _for_rows(rewards, _losses.two_weights, hit, miss, weights)
+        return value, weights
+    value, hit, miss = figures(np.arange(rewards.shape[1] + 1.0))
+    correct = np.empty(len(rewards))
+    _for_rows(rewards, _losses.weigh_by_count, hit, miss, correct, weights)
+    return value[correct.astype(np.intp)], weights
+
+
+def _for_rows(rewards: Floats, kernel: Callable[..., None], *arrays: Floats) -> None:
+    for_rows(lambda start, stop: kernel(rewards, *arrays, start, stop), *rewards.shape)

@@ -14,7 +14,7 @@ from bonaware.losses._base import (
     need_count,
     need_nonnegative,
 )
-from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
+from bonaware.losses._binary import by_count, fail_by_reward, need_binary
 
 __all__ = ["LOSS", "BonRlb"]
 
@@ -104,16 +104,19 @@ class BonRlb(Loss):
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         n = batch.rewards.shape[1]
-        correct = count_correct(batch.rewards)
-        fails = fail_by_reward(correct, n, batch.fail, self.estimate_from)
-        overall = 1 - correct / n if batch.fail is None else batch.fail
         most = 1 - 1 / (2 * n) if batch.fail is None else BELOW_ONE
-        hit, miss = (
-            # where no sample has this reward the mean of the others is meaningless and unused
-            -self._factor(fail, reward, reward - (correct - reward) / (n - 1), most) / n
-            for reward, fail in zip((1.0, 0.0), fails, strict=True)
-        )
-        return overall**self.k - 1, two_weights(batch.rewards, hit, miss)
+
+        def figures(correct: Floats) -> tuple[Floats, Floats, Floats]:
+            fails = fail_by_reward(correct, n, batch.fail, self.estimate_from)
+            overall = 1 - correct / n if batch.fail is None else batch.fail
+            hit, miss = (
+                # where no sample has this reward the mean of the others is meaningless and unused
+                -self._factor(fail, reward, reward - (correct - reward) / (n - 1), most) / n
+                for reward, fail in zip((1.0, 0.0), fails, strict=True)
+            )
+            return overall**self.k - 1, hit, miss
+
+        return by_count(batch, figures)
 
     def _factor(self, fail: Floats, reward: float, ahead: Floats, most: float) -> Floats:
         """a_i less its baseline; ahead: the reward less the mean of the others."""

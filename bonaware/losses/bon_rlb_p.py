@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bonaware._arguments import Floats
 from bonaware.losses._base import Batch, Loss, has_gaps, need_choice, need_count
-from bonaware.losses._binary import count_correct, fail_by_reward, need_binary, two_weights
+from bonaware.losses._binary import by_count, fail_by_reward, need_binary
 
 __all__ = ["LOSS", "BonRlbP"]
 
@@ -70,11 +70,14 @@ class BonRlbP(Loss):
 
     def estimate(self, batch: Batch) -> tuple[Floats, Floats]:
         n = batch.rewards.shape[1]
-        correct = count_correct(batch.rewards)
-        of_right, _ = fail_by_reward(correct, n, batch.fail, self.estimate_from)
-        overall = 1 - correct / n if batch.fail is None else batch.fail
-        hit = -self.k / n * of_right ** (self.k - 1)
-        return overall**self.k - 1, two_weights(batch.rewards, hit, np.zeros(len(hit)))
+
+        def figures(correct: Floats) -> tuple[Floats, Floats, Floats]:
+            of_right, _ = fail_by_reward(correct, n, batch.fail, self.estimate_from)
+            overall = 1 - correct / n if batch.fail is None else batch.fail
+            hit = -self.k / n * of_right ** (self.k - 1)
+            return overall**self.k - 1, hit, np.zeros(len(hit))
+
+        return by_count(batch, figures)
 
 
 LOSS = BonRlbP

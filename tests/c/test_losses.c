@@ -298,7 +298,14 @@ static void test_binary_rewards_are_counted_and_weighed(void)
     CHECK(correct[0] == 3.0 && correct[1] == 0.0);
     bon_two_weights(rewards, hit, miss, 2, 9, weights);
     CHECK(weights[0] == -2.0 && weights[1] == 4.0 && weights[9] == 5.0);
+    const double right[10] = {9, 0, 0, -7}, wrong[10] = {6, 0, 0, 8};
+    CHECK(bon_weigh_by_count(rewards, right, wrong, 2, 9, correct, weights, &bad) == BON_OK);
+    CHECK(correct[0] == 3.0 && correct[1] == 0.0);
+    CHECK(weights[0] == -7.0 && weights[1] == 8.0 && weights[8] == -7.0 && weights[9] == 6.0);
     rewards[17] = 0.5;
+    CHECK(bon_weigh_by_count(rewards, right, wrong, 2, 9, correct, weights, &bad)
+          == BON_ERR_DOMAIN);
+    CHECK(bad == 17);
     CHECK(bon_count_correct(rewards, 2, 9, correct, &bad) == BON_ERR_DOMAIN);
     CHECK(bad == 17);
     rewards[3] = NAN;
