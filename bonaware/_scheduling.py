@@ -1,9 +1,9 @@
 """Scheduling: drawing as a policy wants it - samples rest, are read, go on, or are dropped.
 
 The engine runs; samples that have ended or come to a checkpoint rest until there are some of
-them, and are read by the verifier on their live cache in one batch; where all samples of a prompt are at rest, its
-policy is asked what happens next. Slots that fall free are taken by the samples of the next
-prompt, so that policies which draw little make a run short.
+them, and are read by the verifier on their live cache in one batch; where all samples of a
+prompt are at rest, its policy is asked what happens next. Slots that fall free are taken by the
+samples of the next prompt, so that policies which draw little make a run short.
 """
 
 import time
