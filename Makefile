@@ -56,7 +56,7 @@ build/ctest/libcore.a: $(CORE)
 	@$(AR) rcs $@ $^
 
 # These make each allocation fail in turn.
-build/ctest/test_engine build/ctest/test_hold build/ctest/test_learner: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+build/ctest/test_engine build/ctest/test_hold build/ctest/test_int8 build/ctest/test_learner: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
 build/ctest/%: tests/c/%.c $(wildcard tests/c/*.h) build/ctest/libcore.a
 	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc $(WRAP) -o $@ $< build/ctest/libcore.a \

@@ -678,7 +678,9 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int, length: str) -> No
 
 def _engine_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    engine.add_argument("--dtype", default="auto",
+                        choices=("auto", "float32", "bfloat16", "int8"),
+                        help="of the weights; default: auto, as the checkpoint says")
     engine.add_argument("--threads", type=int, help="default: all this process may use")
     engine.add_argument("--memory", type=_bytes, metavar="SIZE",
                         help="of cache and scratch, such as 8G")  # fmt: skip

@@ -36,7 +36,7 @@ __all__ = ["LM"]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Weights = Callable[[str, int], NDArray[np.float32]]
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # of weights that can be stored and learn
 # Share of the free memory that cache and scratch may take when memory= is not given.
 MEMORY_SHARE = 0.5
 # Samples may be numbered up to here: their indices are 64-bit integers.
@@ -105,8 +105,11 @@ class LM:
         path : str or path
             Folder with config.json and model.safetensors (one file, or several with an index),
             or the name of an embedded model. A tokenizer.json is needed only for text.
-        dtype : {"auto", "float32", "bfloat16"}
-            Precision of the matrices; sums are always float32. "auto": as the checkpoint says.
+        dtype : {"auto", "float32", "bfloat16", "int8"}
+            Precision of the matrices; sums are float32 or exact. "auto": as the checkpoint
+            says. "int8": a weight takes one byte, with a scale per output, two where rounding
+            would cost more than 2 % of an output's weights (csrc/int8.h); activations are rounded
+            to 12 bits. Such a model draws and reads, but neither learns nor is saved.
         threads : int, optional
             1 to 1024. Default: the processors this process may use, in its container.
             Results do not depend on it.
@@ -124,8 +127,9 @@ class LM:
         ImportError
             bonaware was installed without its engine.
         """
-        if dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {dtype!r}")
+        if dtype not in ("auto", "int8", *DTYPES):
+            raise ValueError("dtype must be 'auto', 'float32', 'bfloat16' or 'int8', got "
+                             f"{dtype!r}")
         threads, memory = _threads(threads), _memory(memory)
         name = os.fspath(path)
         # A folder that holds no model does not hide the embedded one of its name.
@@ -256,8 +260,11 @@ class LM:
         OSError
             A file cannot be written, or a file of the tokenizer is no longer where it was.
         ValueError
-            dtype is something else.
+            dtype is something else, or the engine holds the weights in int8.
         """
+        if self.dtype == "int8":
+            raise ValueError(f"{self.name} is held in int8, in which its weights are rounded: "
+                             "load it in float32 or bfloat16 to save it")
         weights = weights or self._merged
         if dtype not in (None, *DTYPES):
             raise ValueError(f"dtype must be None, 'float32' or 'bfloat16', got {dtype!r}")

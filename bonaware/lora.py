@@ -156,9 +156,13 @@ def merge(lm: LM, adapter: Adapter) -> None:
     Raises
     ------
     ValueError
-        The model has no such slot, or a matrix has another shape; nothing is changed.
+        The model has no such slot, or a matrix has another shape, or it is held in int8; nothing
+        is changed.
     """
     list(_parts(adapter, lm))
+    if lm.dtype == "int8":
+        raise ValueError(f"{lm.name} is held in int8, in which its weights are rounded: load it "
+                         "in float32 or bfloat16 to merge an adapter")
     for slot, layer in adapter.pairs:
         lm._model.set(slot, layer, lm._model.get(slot, layer) + adapter.change(slot, layer))
     for (slot, layer), values in adapter.full.items():

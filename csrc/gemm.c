@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "int8.h"
 #include "kernels.h"
 #include "onednn.h"
 #include "threads.h"
@@ -27,6 +28,14 @@
 #define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */
 #define HUGE_PAGE ((size_t)2 << 20)
 
+/* Second digits of some outputs of int8, packed like a matrix of these outputs. */
+typedef struct {
+    size_t count, room; /* outputs; a multiple of BON_PANEL */
+    size_t *output;     /* which; n: none any more */
+    float *scale;
+    int8_t *data;
+} fine_rows;
+
 struct bon_matrix {
     size_t n, k;
     size_t panels, padded_k; /* ceil(n/16); k rounded up to K_ALIGN */
@@ -36,6 +45,8 @@ struct bon_matrix {
     void *data;
     void *base; /* of the mapping, or NULL if data is from aligned_alloc */
     size_t bytes;
+    float *scale; /* int8: of each output */
+    fine_rows fine;
 };
 
 static size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
@@ -43,7 +54,10 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* -- numbers --------------------------------------------------------------- */
 
-size_t bon_dtype_size(bon_dtype dtype) { return dtype == BON_F32 ? 4 : 2; }
+size_t bon_dtype_size(bon_dtype dtype)
+{
+    return dtype == BON_F32 ? 4 : dtype == BON_I8 ? 1 : 2;
+}
 
 /* -- life ------------------------------------------------------------------ */
 
@@ -77,7 +91,9 @@ static bon_status allocate(bon_matrix *m)
 bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **out)
 {
     *out = NULL;
-    if (n == 0 || k == 0 || (dtype != BON_F32 && dtype != BON_BF16)) return BON_ERR_DOMAIN;
+    if (n == 0 || k == 0 || (dtype != BON_F32 && dtype != BON_BF16 && dtype != BON_I8)
+        || (dtype == BON_I8 && k > BON_I8_MAX_INPUTS))
+        return BON_ERR_DOMAIN;
     size_t bytes;
     if (n > SIZE_MAX - BON_PANEL || k > SIZE_MAX - K_ALIGN
         || __builtin_mul_overflow(round_up(n, BON_PANEL), round_up(k, K_ALIGN), &bytes)
@@ -91,7 +107,9 @@ bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **o
     m->padded_k = round_up(k, K_ALIGN);
     m->dtype = dtype;
     m->bytes = bytes;
-    const bon_status status = allocate(m);
+    bon_status status = allocate(m);
+    if (status == BON_OK && dtype == BON_I8 && !(m->scale = calloc(n, sizeof *m->scale)))
+        status = BON_ERR_MEMORY;
     if (status != BON_OK) {
         bon_matrix_destroy(m);
         return status;
@@ -108,12 +126,29 @@ void bon_matrix_destroy(bon_matrix *matrix)
         munmap(matrix->base, matrix->bytes + HUGE_PAGE);
     else
         free(matrix->data);
+    free(matrix->scale);
+    free(matrix->fine.output);
+    free(matrix->fine.scale);
+    free(matrix->fine.data);
     free(matrix);
 }
 
-size_t bon_matrix_bytes(const bon_matrix *matrix) { return matrix->bytes; }
+size_t bon_matrix_bytes(const bon_matrix *matrix)
+{
+    const size_t scales = matrix->scale ? matrix->n * sizeof *matrix->scale : 0;
+    return matrix->bytes + scales + matrix->fine.room * matrix->padded_k;
+}
+
 size_t bon_matrix_outputs(const bon_matrix *matrix) { return matrix->n; }
 size_t bon_matrix_inputs(const bon_matrix *matrix) { return matrix->k; }
+
+size_t bon_matrix_fine_rows(const bon_matrix *matrix)
+{
+    size_t rows = 0;
+    for (size_t i = 0; i < matrix->fine.count; i++)
+        rows += matrix->fine.output[i] < matrix->n;
+    return rows;
+}
 
 /* -- packing --------------------------------------------------------------- */
 
@@ -122,11 +157,11 @@ size_t bon_matrix_inputs(const bon_matrix *matrix) { return matrix->k; }
  * stays in the L1 cache while it is turned into lines of 16 lanes. */
 #define PACK_WORDS 128
 
-static size_t inputs_per_word(bon_dtype dtype) { return dtype == BON_F32 ? 1 : 2; }
+static size_t inputs_per_word(bon_dtype dtype) { return 4 / bon_dtype_size(dtype); }
 
 static void to_f32(const char *src, bon_dtype dtype, size_t count, float *out)
 {
-    uint16_t half[2 * PACK_WORDS];
+    uint16_t half[4 * PACK_WORDS];
     if (dtype == BON_F32) {
         memcpy(out, src, count * sizeof *out);
         return;
@@ -138,15 +173,28 @@ static void to_f32(const char *src, bon_dtype dtype, size_t count, float *out)
         for (size_t i = 0; i < count; i++) out[i] = _cvtsh_ss(half[i]);
 }
 
-/* `count` inputs of one row as words of the packed dtype, the last one padded with 0. */
-static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dtype dtype,
-                     uint32_t *words)
+static void to_f32_row(const char *src, bon_dtype dtype, size_t count, float *out)
 {
-    float f[2 * PACK_WORDS];
+    const size_t step = 4 * PACK_WORDS;
+    for (size_t i = 0; i < count; i += step)
+        to_f32(src + i * bon_dtype_size(dtype), dtype, smaller(step, count - i), out + i);
+}
+
+/* `count` inputs of one row as words of the packed dtype, the last one padded with 0;
+ * scale: of a row of int8. */
+static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dtype dtype,
+                     float scale, uint32_t *words)
+{
+    float f[4 * PACK_WORDS];
     uint16_t b[2 * PACK_WORDS] = {0};
+    if (dtype != BON_BF16) to_f32(src, src_dtype, count, f);
     if (dtype == BON_F32) {
-        to_f32(src, src_dtype, count, f);
         memcpy(words, f, count * sizeof *f);
+        return;
+    }
+    if (dtype == BON_I8) {
+        words[(count - 1) / 4] = 0;
+        bon_i8_weights(f, count, scale, (int8_t *)words);
         return;
     }
     if (src_dtype == BON_BF16) {
@@ -183,10 +231,93 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
         const size_t count = smaller(step, m->k - k);
         const size_t used = (count + per_word - 1) / per_word;
         for (size_t r = 0; r < rows; r++)
-            to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype, words[r]);
+            to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype,
+                     m->scale ? m->scale[panel * BON_PANEL + lane + r] : 0.0f, words[r]);
         transpose(words, rows, used, out);
         out += used * BON_PANEL;
     }
+}
+
+/* -- int8: scales, and second digits ----------------------------------------- */
+
+/* Scales of outputs from..to-1, whose weights stand at src. */
+static void find_scales(bon_matrix *m, size_t from, size_t to, const char *src,
+                        bon_dtype src_dtype)
+{
+    const size_t size = bon_dtype_size(src_dtype), step = 4 * PACK_WORDS;
+    float some[4 * PACK_WORDS];
+    for (size_t row = from; row < to; row++, src += m->k * size) {
+        float largest = 0.0f;
+        for (size_t k = 0; k < m->k; k += step) {
+            const size_t count = smaller(step, m->k - k);
+            to_f32(src + k * size, src_dtype, count, some);
+            const float here = bon_i8_largest(some, count);
+            if (!(here <= largest)) largest = here;
+        }
+        m->scale[row] = largest / BON_I8_MOST;
+    }
+}
+
+static size_t place_i8(size_t padded_k, size_t row, size_t k)
+{
+    return ((row / BON_PANEL * (padded_k / 4) + k / 4) * BON_PANEL + row % BON_PANEL) * 4 + k % 4;
+}
+
+/* Room for one more second digit. */
+static bon_status make_room(bon_matrix *m)
+{
+    fine_rows *f = &m->fine;
+    if (f->count < f->room) return BON_OK;
+    const size_t room = f->room + BON_PANEL;
+    size_t *output = realloc(f->output, room * sizeof *output);
+    if (output) f->output = output;
+    float *scale = realloc(f->scale, room * sizeof *scale);
+    if (scale) f->scale = scale;
+    int8_t *data = realloc(f->data, room * m->padded_k);
+    if (data) f->data = data;
+    if (!output || !scale || !data) return BON_ERR_MEMORY;
+    memset(data + f->room * m->padded_k, 0, BON_PANEL * m->padded_k);
+    f->room = room;
+    return BON_OK;
+}
+
+/* What rounding left of a row, as its second digit. */
+static bon_status add_fine(bon_matrix *m, size_t row, const float *rest, int8_t *digits)
+{
+    const bon_status status = make_room(m);
+    if (status != BON_OK) return status;
+    fine_rows *f = &m->fine;
+    const float scale = m->scale[row] / (2 * BON_I8_MOST);
+    bon_i8_weights(rest, m->k, scale, digits);
+    for (size_t k = 0; k < m->k; k++) f->data[place_i8(m->padded_k, f->count, k)] = digits[k];
+    f->output[f->count] = row;
+    f->scale[f->count++] = scale;
+    return BON_OK;
+}
+
+/* Gives second digits to those of the rows that need one, in place of earlier ones. */
+static bon_status refine(bon_matrix *m, size_t first, const void *src, bon_dtype src_dtype,
+                         size_t rows)
+{
+    for (size_t i = 0; i < m->fine.count; i++)
+        if (m->fine.output[i] >= first && m->fine.output[i] < first + rows)
+            m->fine.output[i] = m->n;
+    float *exact = malloc(m->k * sizeof *exact), *rest = malloc(m->k * sizeof *rest);
+    int8_t *digits = malloc(m->k);
+    bon_status status = exact && rest && digits ? BON_OK : BON_ERR_MEMORY;
+    for (size_t r = 0; r < rows && status == BON_OK; r++) {
+        const size_t row = first + r;
+        to_f32_row((const char *)src + r * m->k * bon_dtype_size(src_dtype), src_dtype, m->k,
+                   exact);
+        for (size_t k = 0; k < m->k; k++)
+            digits[k] = ((const int8_t *)m->data)[place_i8(m->padded_k, row, k)];
+        if (bon_i8_is_rough(exact, digits, m->k, m->scale[row], rest))
+            status = add_fine(m, row, rest, digits);
+    }
+    free(exact);
+    free(rest);
+    free(digits);
+    return status;
 }
 
 bon_status bon_matrix_fill(bon_matrix *matrix, size_t first, const void *src,
@@ -200,17 +331,26 @@ bon_status bon_matrix_fill(bon_matrix *matrix, size_t first, const void *src,
         const size_t begin = (size_t)p * BON_PANEL;
         const size_t from = begin > first ? begin : first;
         const size_t to = smaller(begin + BON_PANEL, first + rows);
-        pack_panel(matrix, (size_t)p, from - begin, to - from,
-                   (const char *)src + (from - first) * matrix->k * bon_dtype_size(src_dtype),
-                   src_dtype);
+        const char *rows_of_panel =
+            (const char *)src + (from - first) * matrix->k * bon_dtype_size(src_dtype);
+        if (matrix->dtype == BON_I8) find_scales(matrix, from, to, rows_of_panel, src_dtype);
+        pack_panel(matrix, (size_t)p, from - begin, to - from, rows_of_panel, src_dtype);
     }
-    return BON_OK;
+    return matrix->dtype == BON_I8 ? refine(matrix, first, src, src_dtype, rows) : BON_OK;
 }
 
 void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out)
 {
     const size_t start = row / BON_PANEL * matrix->padded_k * BON_PANEL, lane = row % BON_PANEL;
-    if (matrix->dtype == BON_F32) {
+    if (matrix->dtype == BON_I8) {
+        const int8_t *data = matrix->data;
+        for (size_t k = 0; k < matrix->k; k++)
+            out[k] = matrix->scale[row] * (float)data[place_i8(matrix->padded_k, row, k)];
+        const fine_rows *f = &matrix->fine;
+        for (size_t i = 0; i < f->count; i++)
+            for (size_t k = 0; f->output[i] == row && k < matrix->k; k++)
+                out[k] += f->scale[i] * (float)f->data[place_i8(matrix->padded_k, i, k)];
+    } else if (matrix->dtype == BON_F32) {
         const float *panel = (const float *)matrix->data + start;
         for (size_t k = 0; k < matrix->k; k++) out[k] = panel[k * BON_PANEL + lane];
     } else {
@@ -319,6 +459,15 @@ void bon_matrix_transpose(const bon_matrix *src, bon_matrix *dst, int threads)
 
 /* -- the tile route -------------------------------------------------------- */
 
+/* Rows of x; for int8 also as whole numbers p [rows, padded_k], in the order of the
+ * kernels, and the scale of each. */
+typedef struct {
+    const float *x;
+    size_t ldx;
+    const int16_t *p;
+    const float *scale;
+} input;
+
 /* y [rows, 16*count] of `count` panels from `panel` on. */
 static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, const float *x,
                             size_t rows, size_t ldx, float *y, size_t ldy)
@@ -337,17 +486,56 @@ static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, con
     }
 }
 
-/* Up to GROUP panels, by way of a block of y of their own: rows of y itself may
- * lie pages apart, and the last panel may be wider than y. */
-static void multiply_group(const bon_matrix *m, size_t panel, size_t count, const float *x,
-                           size_t rows, size_t ldx, float *y, size_t ldy)
+/* The same of panels of int8: sums of whole numbers. */
+static void multiply_panels_i8(const int8_t *panels, size_t count, size_t k, const int16_t *p,
+                               size_t rows, int32_t *sums, size_t ldy)
 {
-    float block[ROW_BLOCK * GROUP * BON_PANEL];
+    const bon_kernels *kernel = bon_kernels_here();
+    const size_t step = smaller(2 * K_BLOCK, 2 * X_BLOCK_FLOATS / rows / K_ALIGN * K_ALIGN);
+    for (size_t at = 0; at < k; at += step)
+        kernel->i8(panels + at * BON_PANEL, count, k * BON_PANEL, smaller(step, k - at), p + at,
+                   rows, k, sums, ldy, BON_PANEL, at > 0);
+}
+
+/* Up to GROUP panels for rows row..row+rows-1, by way of a block of y of their own: rows of
+ * y itself may lie pages apart, and the last panel may be wider than y. */
+static void multiply_group(const bon_matrix *m, size_t panel, size_t count, const input *in,
+                           size_t row, size_t rows, float *y, size_t ldy)
+{
+    union {
+        float y[ROW_BLOCK * GROUP * BON_PANEL];
+        int32_t sums[ROW_BLOCK * GROUP * BON_PANEL];
+    } block;
     const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
-    multiply_panels(m, panel, count, x, rows, ldx, block, columns);
+    const size_t used = smaller(columns, m->n - column);
+    y += row * ldy + column;
+    if (m->dtype != BON_I8) {
+        multiply_panels(m, panel, count, in->x + row * in->ldx, rows, in->ldx, block.y, columns);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(y + r * ldy, block.y + r * columns, used * sizeof *y);
+        return;
+    }
+    multiply_panels_i8((const int8_t *)m->data + panel * m->padded_k * BON_PANEL, count,
+                       m->padded_k, in->p + row * m->padded_k, rows, block.sums, columns);
     for (size_t r = 0; r < rows; r++)
-        memcpy(y + r * ldy + column, block + r * columns,
-               smaller(columns, m->n - column) * sizeof *y);
+        for (size_t j = 0; j < used; j++)
+            y[r * ldy + j] =
+                in->scale[row + r] * m->scale[column + j] * (float)block.sums[r * columns + j];
+}
+
+/* Adds the second digits' part of one panel of them. */
+static void multiply_fine(const bon_matrix *m, size_t panel, const input *in, size_t row,
+                          size_t rows, float *y, size_t ldy)
+{
+    int32_t sums[ROW_BLOCK * BON_PANEL];
+    const fine_rows *f = &m->fine;
+    multiply_panels_i8(f->data + panel * m->padded_k * BON_PANEL, 1, m->padded_k,
+                       in->p + row * m->padded_k, rows, sums, BON_PANEL);
+    const size_t first = panel * BON_PANEL, count = smaller(BON_PANEL, f->count - first);
+    for (size_t j = first; j < first + count; j++)
+        for (size_t r = 0; r < rows && f->output[j] < m->n; r++)
+            y[(row + r) * ldy + f->output[j]] +=
+                in->scale[row + r] * f->scale[j] * (float)sums[r * BON_PANEL + j - first];
 }
 
 /* Panels dealt at a time: few enough that all threads end at about the same time,
@@ -357,8 +545,8 @@ static size_t group_size(size_t panels, size_t threads)
     return smaller(round_up(panels / (4 * threads) + 1, 2), GROUP);
 }
 
-static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size_t ldx,
-                          float *y, size_t ldy, int threads)
+static void multiply_tile(const bon_matrix *m, const input *in, size_t rows, float *y,
+                          size_t ldy, int threads)
 {
     const size_t group = group_size(m->panels, (size_t)threads);
     const long groups = (long)((m->panels + group - 1) / group);
@@ -367,9 +555,33 @@ static void multiply_tile(const bon_matrix *m, const float *x, size_t rows, size
     for (long g = 0; g < groups; g++) {
         const size_t first = (size_t)g * group, count = smaller(group, m->panels - first);
         for (size_t r = 0; r < rows; r += ROW_BLOCK)
-            multiply_group(m, first, count, x + r * ldx, smaller(ROW_BLOCK, rows - r), ldx,
-                           y + r * ldy, ldy);
+            multiply_group(m, first, count, in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
     }
+}
+
+/* The tile route of int8: rounds x, once for all outputs. */
+static bon_status multiply_i8(const bon_matrix *m, const float *x, size_t rows, size_t ldx,
+                              float *y, size_t ldy, int threads)
+{
+    const size_t k = m->padded_k;
+    size_t bytes;
+    if (__builtin_mul_overflow(rows, k * sizeof(int16_t) + sizeof(float), &bytes))
+        return BON_ERR_MEMORY;
+    int16_t *p = malloc(bytes);
+    if (!p) return BON_ERR_MEMORY;
+    float *scale = (float *)(void *)(p + rows * k);
+    const int levels = bon_i8_levels(k);
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
+    for (long r = 0; r < (long)rows; r++)
+        scale[r] = bon_i8_activations(x + (size_t)r * ldx, m->k, k, levels, p + (size_t)r * k);
+    const input in = {x, ldx, p, scale};
+    multiply_tile(m, &in, rows, y, ldy, threads);
+    for (size_t first = 0; first < m->fine.count; first += BON_PANEL)
+        for (size_t r = 0; r < rows; r += ROW_BLOCK)
+            multiply_fine(m, first / BON_PANEL, &in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
+    free(p);
+    return BON_OK;
 }
 
 void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t k,
@@ -387,6 +599,7 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
 
 static bon_status create_onednn(const bon_matrix *m, bon_phase phase, bon_onednn **out)
 {
+    if (m->dtype == BON_I8) return BON_ERR_BACKEND;
     return bon_onednn_create(m->data, m->panels, m->padded_k, m->dtype,
                              phase == BON_DECODE ? BON_DECODE_ROWS : BON_PREFILL_ROWS, FAMILY,
                              out);
@@ -394,7 +607,7 @@ static bon_status create_onednn(const bon_matrix *m, bon_phase phase, bon_onednn
 
 bool bon_route_available(bon_route route, bon_dtype dtype)
 {
-    if (dtype != BON_F32 && dtype != BON_BF16) return false;
+    if (dtype == BON_F16) return false;
     if (route == BON_ROUTE_TILE) return true;
     bon_matrix *m;
     bon_onednn *product = NULL;
@@ -427,7 +640,9 @@ bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase, const 
     if (matrix->route[phase] == BON_ROUTE_ONEDNN)
         return bon_onednn_multiply(matrix->onednn[phase], x, rows, matrix->k, ldx, y,
                                    matrix->n, ldy, threads);
-    multiply_tile(matrix, x, rows, ldx, y, ldy, threads);
+    if (matrix->dtype == BON_I8) return multiply_i8(matrix, x, rows, ldx, y, ldy, threads);
+    const input in = {.x = x, .ldx = ldx};
+    multiply_tile(matrix, &in, rows, y, ldy, threads);
     return BON_OK;
 }
 

@@ -5,11 +5,12 @@
  *
  *   float32   panel p, input k, lane j  ->  data[(p*K + k)*16 + j]
  *   bfloat16  panel p, input k, lane j  ->  data[((p*K/2 + k/2)*16 + j)*2 + k%2]
+ *   int8      panel p, input k, lane j  ->  data[((p*K/4 + k/4)*16 + j)*4 + k%4]
  *
  * where output n = 16p + j and K is the number of inputs rounded up to a
  * multiple of 16; what lies beyond the inputs and outputs is zero. In oneDNN's
- * words this is BA16a16b and BA16a16b2a of the [K, N] matrix. Activations and
- * results are float32; sums are in float32.
+ * words this is BA16a16b, BA16a16b2a and BA16a16b4a of the [K, N] matrix. Activations
+ * and results are float32; sums are in float32, those of int8 exact (int8.h).
  *
  * Same bits. A row of y depends on that row of x alone: not on the number of
  * rows, their order, the threads or the part of N that is asked for. Every
@@ -20,15 +21,15 @@
  *   tile      own kernels (AVX2 or AVX-512): each y[r][n] is one chain of fused
  *             multiply-adds over k = 0..K-1, starting from 0 (or from y, when
  *             accumulating), whatever the blocking. bfloat16 weights are
- *             widened in registers, exactly.
+ *             widened in registers, exactly. int8: activations are rounded to 12 bits
+ *             of each row; sums of whole numbers.
  *   onednn    dnnl matmul (onednn.h) on blocks of fixed size: a product costs
  *             as much as one of a whole number of blocks. For bfloat16 the
  *             activations are rounded to bfloat16 first (that is what makes it
  *             fast where the machine has the instruction). oneDNN 3.2 has fit
  *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
- * int8 comes as a third dtype with its own panels and routes; nothing outside
- * gemm.c, its kernels and onednn.c knows what a panel looks like, except where
+ * Nothing outside gemm.c, its kernels and onednn.c knows what a panel looks like, except where
  * float32 panels are worked on as bare arrays: panels.h and adamw.h for training,
  * and attention.c, which lays out its cache so (bon_panel_*, below).
  */
@@ -46,7 +47,8 @@
 #define BON_DECODE_ROWS 16  /* rows of one block of the oneDNN route in decode */
 #define BON_PREFILL_ROWS 64 /* and in prefill */
 
-typedef enum { BON_F32, BON_BF16, BON_F16 } bon_dtype; /* F16: source only */
+/* F16: source only; I8: packed only */
+typedef enum { BON_F32, BON_BF16, BON_F16, BON_I8 } bon_dtype;
 size_t bon_dtype_size(bon_dtype dtype);
 
 static inline float bon_bf16_to_f32(uint16_t x)
@@ -74,13 +76,14 @@ const char *bon_route_name(bon_route route);
 
 typedef struct bon_matrix bon_matrix; /* packed weights W [n outputs, k inputs] */
 
-/* An all-zero packed matrix; fill it with rows. dtype: BON_F32 or BON_BF16. */
+/* An all-zero packed matrix; fill it with rows. dtype: BON_F32, BON_BF16 or BON_I8. */
 BON_MUST_CHECK bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype,
                                             bon_matrix **out);
 void bon_matrix_destroy(bon_matrix *matrix); /* accepts NULL */
 
 /* Packs src [rows, k], row-major, of any dtype, as outputs first..first+rows-1.
- * Conversions round to nearest even. BON_ERR_DOMAIN if the rows do not fit. */
+ * Conversions round to nearest even. BON_ERR_DOMAIN if the rows do not fit. Rows of int8 that
+ * need a second digit (int8.h) take more memory: BON_ERR_MEMORY, and they are rough then. */
 BON_MUST_CHECK bon_status bon_matrix_fill(bon_matrix *matrix, size_t first,
                                           const void *src, bon_dtype src_dtype,
                                           size_t rows, int threads);
@@ -89,8 +92,11 @@ void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out);
 size_t bon_matrix_bytes(const bon_matrix *matrix);
 size_t bon_matrix_outputs(const bon_matrix *matrix);
 size_t bon_matrix_inputs(const bon_matrix *matrix);
+size_t bon_matrix_fine_rows(const bon_matrix *matrix); /* with a second digit */
 
-/* dst = W^T, for gradients in x: dx = dy W is a product with dst. dst was created with
+/* Weights that learn are float32 or bfloat16: what follows is not for int8.
+ *
+ * dst = W^T, for gradients in x: dx = dy W is a product with dst. dst was created with
  * as many outputs as src has inputs and the other way round, and with src's dtype. */
 void bon_matrix_transpose(const bon_matrix *src, bon_matrix *dst, int threads);
 
@@ -111,8 +117,9 @@ bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase);
 /* y[r][j] = sum_k x[r][k] * W[j][k] for r < rows, j < n.
  *   x  [rows, ldx >= k]   y  [rows, ldy >= n]; they do not overlap
  * Deterministic for any number of threads, and many may multiply at a time. The
- * tile route cannot fail and allocates nothing; oneDNN's copies x (at most 512
- * rows at a time) and may give BON_ERR_MEMORY or BON_ERR_BACKEND. */
+ * tile route cannot fail and allocates nothing, but for int8 copies x and may give
+ * BON_ERR_MEMORY; oneDNN's copies x (at most 512 rows at a time) and may give that or
+ * BON_ERR_BACKEND. */
 BON_MUST_CHECK bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase,
                                               const float *x, size_t rows, size_t ldx,
                                               float *y, size_t ldy, int threads);

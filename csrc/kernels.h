@@ -8,6 +8,8 @@
  * `accumulate`, from what y holds. So all tables give the same bits, and a
  * product may be cut anywhere: rows, panels, and k (going on through y).
  *
+ * int8 is the same with whole numbers: exact sums of 32 bits, in y as int32.
+ *
  *   panels      panel p at panels + p*stride elements; 16-byte aligned or not
  *   x [rows, ldx >= k]
  *   y           whole panels are written, `apart` floats from each other: 16 where they
@@ -33,6 +35,10 @@ typedef struct {
     void (*bf16)(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
                  size_t apart, bool accumulate);
+    /* panels [k/4][16][4], k a multiple of 4; of each four inputs x holds the second and
+     * third exchanged, at an even address; ldx is even */
+    void (*i8)(const int8_t *panels, size_t count, size_t stride, size_t k, const int16_t *x,
+               size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart, bool accumulate);
 } bon_kernels;
 
 extern const bon_kernels bon_kernels_avx2;   /* needs AVX2 and FMA */

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 typedef __m256 vec;
 #define LANES 8
@@ -11,6 +12,9 @@ typedef __m256 vec;
 #define BF16_ROWS_1 6
 #define BF16_ROWS_2 2
 #define BF16_ROWS_4 1
+#define I8_ROWS_1 6
+#define I8_ROWS_2 2
+#define I8_ROWS_4 1
 #define BULK 1
 #define vec_zero _mm256_setzero_ps
 #define vec_load _mm256_loadu_ps
@@ -31,10 +35,30 @@ static inline vec vec_odd(vec pair)
     const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     return _mm256_and_ps(pair, _mm256_castsi256_ps(high));
 }
+static inline vec vec_set_word(const void *word)
+{
+    int32_t bits;
+    memcpy(&bits, word, sizeof bits);
+    return _mm256_castsi256_ps(_mm256_set1_epi32(bits));
+}
+static inline vec vec_bytes_even(vec four)
+{
+    const __m256i high = _mm256_slli_epi16(_mm256_castps_si256(four), 8);
+    return _mm256_castsi256_ps(_mm256_srai_epi16(high, 8));
+}
+static inline vec vec_bytes_odd(vec four)
+{
+    return _mm256_castsi256_ps(_mm256_srai_epi16(_mm256_castps_si256(four), 8));
+}
+static inline vec vec_dot(vec a, vec b, vec c)
+{
+    const __m256i pairs = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(c), pairs));
+}
 
 #include "kernels_tile.h"
 
-const bon_kernels bon_kernels_avx2 = {"avx2", f32, bf16};
+const bon_kernels bon_kernels_avx2 = {"avx2", f32, bf16, i8};
 
 bool bon_kernels_have_avx512(void)
 {

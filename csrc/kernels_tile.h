@@ -17,15 +17,19 @@
  *   vec_zero, vec_load, vec_store, vec_set1, vec_fma(a, b, c) = a*b + c
  *   vec_load_pairs(p)      LANES pairs of bfloat16 from p
  *   vec_even, vec_odd      the first and the second of each pair, widened
+ *   vec_set_word(p)        the four bytes at p in every lane
+ *   vec_bytes_even, _odd   of the four int8 of a lane, the first and third, or the second
+ *                          and fourth, as two int16
+ *   vec_dot(a, b, c)       c + the sum of a lane's two products, in int32
  *   F32_ROWS_1, _2, _4     highest tile of float32 panels that the registers hold,
- *   BF16_ROWS_1, _2, _4    for 1, 2, 4 panels side by side; at most 12
+ *   BF16_..., I8_...       for 1, 2, 4 panels side by side; at most 12
  *   BULK           panels side by side when there are many rows
  */
 #define VECS (16 / LANES) /* vectors per panel */
 #define MAX_ROWS 12
 #define MAX_VECS (4 * VECS)
 #define FEW_TILES 8 /* more of them do not ask for the panels that come next */
-#define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16 */
+#define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16, 4 of int8 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
 #define UNCHECKED __attribute__((no_sanitize("undefined")))
@@ -36,9 +40,9 @@ typedef struct {
     const char *panels;
     size_t stride; /* bytes from panel to panel */
     size_t k, steps;
-    const float *x;
+    const float *x; /* of int8: words of two int16, seen as bytes only */
     size_t ldx;
-    float *y;
+    float *y; /* of int8: int32, seen by loads and stores of vectors only */
     size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
     const char *ahead; /* panels to prefetch, `hurry` bytes per step */
@@ -119,6 +123,39 @@ INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
     end(R, W, t, acc);
 }
 
+/* One link of int8: two inputs of each of the panels' four. */
+INLINE void link_i8(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
+                    vec acc[][MAX_VECS])
+{
+    UNROLL for (size_t r = 0; r < R; r++) {
+        const vec a = vec_set_word(x + r * ldx);
+        UNROLL for (size_t v = 0; v < W * VECS; v++) {
+            acc[r][v] = vec_dot(a, b[v], acc[r][v]);
+            /* Else the compiler adds the products of both links first, as whole numbers
+             * allow, and has no registers left. */
+            __asm__("" : "+v"(acc[r][v]));
+        }
+    }
+}
+
+INLINE void tile_i8(size_t R, size_t W, bool ask, const task *t)
+{
+    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS], four[MAX_VECS];
+    begin(R, W, t, acc);
+    for (size_t i = 0; i < t->steps; i++) {
+        if (ask) prefetch(W, t, i);
+        UNROLL for (size_t v = 0; v < W * VECS; v++) {
+            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
+            four[v] = vec_load((const float *)panel + v % VECS * LANES);
+        }
+        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_even(four[v]);
+        link_i8(R, W, t->x + 2 * i, t->ldx, b, acc);
+        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_odd(four[v]);
+        link_i8(R, W, t->x + 2 * i + 1, t->ldx, b, acc);
+    }
+    end(R, W, t, acc);
+}
+
 /* -- all tiles of some panels ------------------------------------------------ */
 
 typedef struct {
@@ -162,12 +199,17 @@ DEFINE_SHAPE(f32, F32_ROWS_1, 1)
 DEFINE_SHAPE(bf16, BF16_ROWS_4, 4)
 DEFINE_SHAPE(bf16, BF16_ROWS_2, 2)
 DEFINE_SHAPE(bf16, BF16_ROWS_1, 1)
+DEFINE_SHAPE(i8, I8_ROWS_4, 4)
+DEFINE_SHAPE(i8, I8_ROWS_2, 2)
+DEFINE_SHAPE(i8, I8_ROWS_1, 1)
 
 #define SHAPES 3
 static const shape f32_shapes[SHAPES] = {
     SHAPE(f32, F32_ROWS_4, 4), SHAPE(f32, F32_ROWS_2, 2), SHAPE(f32, F32_ROWS_1, 1)};
 static const shape bf16_shapes[SHAPES] = {
     SHAPE(bf16, BF16_ROWS_4, 4), SHAPE(bf16, BF16_ROWS_2, 2), SHAPE(bf16, BF16_ROWS_1, 1)};
+static const shape i8_shapes[SHAPES] = {
+    SHAPE(i8, I8_ROWS_4, 4), SHAPE(i8, I8_ROWS_2, 2), SHAPE(i8, I8_ROWS_1, 1)};
 
 /* All rows for `wide` panels, in tiles of nearly equal height. */
 static void column(task t, const shape *s, size_t rows, bool last)
@@ -215,4 +257,14 @@ static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                     .k = k, .steps = (k + 1) / 2, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
                     .apart = apart, .accumulate = accumulate};
     product(t, bf16_shapes, count, rows);
+}
+
+static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, const int16_t *x,
+               size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart, bool accumulate)
+{
+    const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
+                    .k = k, .steps = k / 4, .x = (const float *)(const void *)x, .ldx = ldx / 2,
+                    .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
+                    .accumulate = accumulate};
+    product(t, i8_shapes, count, rows);
 }

@@ -121,6 +121,7 @@ bon_status bon_learner_create(bon_model *model, bon_scope scope, size_t memory,
                               bon_learner **out)
 {
     *out = NULL;
+    if (model->dtype == BON_I8) return BON_ERR_DOMAIN;
     bon_learner *learner = calloc(1, sizeof *learner);
     if (learner == NULL) return BON_ERR_MEMORY;
     const size_t layers = model->arch.layers;

@@ -106,7 +106,7 @@ bon_status bon_model_create(const bon_arch *arch, bon_dtype dtype, int threads, 
 {
     *out = NULL;
     if (!arch_is_sound(arch) || threads < 1 || threads > BON_MAX_THREADS
-        || (dtype != BON_F32 && dtype != BON_BF16))
+        || (dtype != BON_F32 && dtype != BON_BF16 && dtype != BON_I8))
         return BON_ERR_DOMAIN;
     bon_model *model = calloc(1, sizeof *model);
     if (model == NULL) return BON_ERR_MEMORY;

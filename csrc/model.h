@@ -42,7 +42,7 @@ typedef struct bon_model bon_model;
  * system refuses a thread. */
 #define BON_MAX_THREADS 1024
 
-/* Copies arch with all it points to. dtype: BON_F32 or BON_BF16, of matrices;
+/* Copies arch with all it points to. dtype: of matrices, any but BON_F16;
  * norms and biases are float32. BON_ERR_DOMAIN if arch contradicts itself, or not
  * 1 <= threads <= BON_MAX_THREADS. */
 BON_MUST_CHECK bon_status bon_model_create(const bon_arch *arch, bon_dtype dtype, int threads,

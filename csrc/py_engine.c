@@ -175,8 +175,8 @@ static PyObject *py_config(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args
     PyObject *routes = PyDict_New();
     if (routes == NULL) return NULL;
     static const struct { const char *name; bon_dtype dtype; } dtypes[] = {
-        {"float32", BON_F32}, {"bfloat16", BON_BF16}};
-    for (int d = 0; d < 2; d++) {
+        {"float32", BON_F32}, {"bfloat16", BON_BF16}, {"int8", BON_I8}};
+    for (int d = 0; d < 3; d++) {
         PyObject *list = PyList_New(0);
         if (list == NULL || PyDict_SetItemString(routes, dtypes[d].name, list) < 0) goto fail;
         Py_DECREF(list);

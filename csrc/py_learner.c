@@ -39,6 +39,11 @@ static PyObject *Learner_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
                                 (size_t)memory, &self->learner);
     Py_END_ALLOW_THREADS
     bon_model_end_use(object);
+    if (status == BON_ERR_DOMAIN) {
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_ValueError, "a model in int8 cannot learn: load it in float32 "
+                                              "or bfloat16");
+    }
     if (status != BON_OK) {
         Py_DECREF(self);
         return raise_engine_status(status);

@@ -179,8 +179,10 @@ static int read_dtype(PyObject *name, bon_dtype *dtype)
 {
     if (PyUnicode_CompareWithASCIIString(name, "float32") == 0) *dtype = BON_F32;
     else if (PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0) *dtype = BON_BF16;
+    else if (PyUnicode_CompareWithASCIIString(name, "int8") == 0) *dtype = BON_I8;
     else {
-        PyErr_Format(PyExc_ValueError, "dtype must be \"float32\" or \"bfloat16\", got %R", name);
+        PyErr_Format(PyExc_ValueError,
+                     "dtype must be \"float32\", \"bfloat16\" or \"int8\", got %R", name);
         return -1;
     }
     return 0;

@@ -1,7 +1,7 @@
 """A sample is the same, bit for bit, whatever it is drawn beside.
 
 Tokens, log-probabilities and certainty are compared with ==: alone, among 32, among other prompts,
-in another order, in waves, with one thread and with two, in float32 and in bfloat16. Lengths are
+in another order, in waves, with one thread and with two, in float32, bfloat16 and int8. Lengths are
 chosen to end before, on and behind the borders of blocks of 16, 32 and 64 tokens, and to cross
 every window.
 """
@@ -14,7 +14,8 @@ from tiny import MODELS
 import bonaware as bon
 
 NAMES = ["llama3", "gemma2", "gemma3", "qwen3", "wide"]
-DTYPES = ["float32", "bfloat16"]
+STORED = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}  # by dtype
+DTYPES = list(STORED)
 LENGTHS = [1, 15, 16, 17, 32, 33, 64, 90]
 NEW_TOKENS = 40  # own tokens cross a block, too
 
@@ -42,7 +43,7 @@ def loaded(tiny):
 
     def load(name, dtype):
         if (name, dtype) not in cache:
-            lm = bon.LM.load(tiny(name, dtype=dtype), dtype=dtype, threads=2)
+            lm = bon.LM.load(tiny(name, dtype=STORED[dtype]), dtype=dtype, threads=2)
             cache[name, dtype] = lm, draw(lm, prompts_of(name))
         return cache[name, dtype]
 
@@ -81,7 +82,7 @@ def test_the_order_of_prompts_does_not_matter(loaded, name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_thread_draws_what_two_draw(loaded, tiny, name, dtype):
     _, together = loaded(name, dtype)
-    single = bon.LM.load(tiny(name, dtype=dtype), dtype=dtype, threads=1)
+    single = bon.LM.load(tiny(name, dtype=STORED[dtype]), dtype=dtype, threads=1)
     assert bits(draw(single, prompts_of(name))) == bits(together)
 
 
@@ -89,7 +90,7 @@ def test_one_thread_draws_what_two_draw(loaded, tiny, name, dtype):
 @pytest.mark.parametrize("name", ["gemma3", "wide"])
 def test_waves_within_a_small_memory_draw_the_same(loaded, tiny, name, dtype):
     _, together = loaded(name, dtype)
-    path = tiny(name, dtype=dtype)
+    path = tiny(name, dtype=STORED[dtype])
     budget = smallest_memory(path, prompts_of(name)[-1], NEW_TOKENS, dtype=dtype)
     for memory in (budget, 3 * budget):
         lm = bon.LM.load(path, dtype=dtype, memory=memory)
@@ -98,8 +99,9 @@ def test_waves_within_a_small_memory_draw_the_same(loaded, tiny, name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_samples_that_end_early_do_not_touch_their_neighbours(tiny, dtype):
-    plain = bon.LM.load(tiny("llama3", dtype=dtype), dtype=dtype)
-    ending = bon.LM.load(tiny("llama3", dtype=dtype, eos=list(range(0, 97, 8))), dtype=dtype)
+    plain = bon.LM.load(tiny("llama3", dtype=STORED[dtype]), dtype=dtype)
+    ends = list(range(0, 97, 8))
+    ending = bon.LM.load(tiny("llama3", dtype=STORED[dtype], eos=ends), dtype=dtype)
     prompts = prompts_of("llama3")
     free, ended = draw(plain, prompts, n=8), draw(ending, prompts, n=8)
     assert len(np.unique(ended.lengths)) > 10
@@ -125,7 +127,7 @@ def test_truncated_sampling_and_schedules_keep_the_rule(loaded, dtype):
 @pytest.mark.parametrize("name", ["gemma3", "wide"])
 def test_onednn_keeps_the_rule(tiny, by_onednn, name, dtype):
     by_onednn(dtype)
-    models = [bon.LM.load(tiny(name, dtype=dtype), dtype=dtype, threads=t) for t in (1, 2)]
+    models = [bon.LM.load(tiny(name, dtype=STORED[dtype]), dtype=dtype, threads=t) for t in (1, 2)]
     assert set(models[0].routes.values()) == {"onednn"}
     prompts = prompts_of(name)
     together = draw(models[0], prompts)
@@ -150,7 +152,7 @@ def test_kernels_are_chosen_once_for_any_number_of_threads(tiny, monkeypatch, tm
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_logp_do_not_depend_on_threads_or_neighbours(loaded, tiny, name, dtype):
     lm, samples = loaded(name, dtype)
-    single = bon.LM.load(tiny(name, dtype=dtype), dtype=dtype, threads=1)
+    single = bon.LM.load(tiny(name, dtype=STORED[dtype]), dtype=dtype, threads=1)
     prompts = prompts_of(name)
     np.testing.assert_array_equal(lm.logits(prompts[-1]), single.logits(prompts[-1]))
     together = lm.logp(prompts, samples.tokens)

@@ -1,0 +1,37 @@
+/* int8.h - numbers as whole multiples of a scale: weights of 8 bits, activations of 12.
+ *
+ * A weight row w becomes s * q, s = max|w| / 127 and q whole, -127..127. Where the error is
+ * more than BON_I8_LOSS of the weights, because a few are far larger than the others (some
+ * seven times as large as a normal law's standard deviation), the row has a second digit:
+ * w = s * q + s/254 * d, d in -127..127 as well; it is then as good as 16 bits. A row of activations x becomes t * p, with |p| <= levels: as many
+ * as sums of k products fit in 32 bits, at most 2047. Sums are exact, so no order of
+ * summation, thread or kernel shows in them; y = (float)(t * s) * (float)sum.
+ */
+#ifndef BON_INT8_H
+#define BON_INT8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define BON_I8_MOST 127          /* largest |q| */
+#define BON_I8_LOSS 0.02         /* root mean square of the error over the mean |w| */
+#define BON_I8_MAX_INPUTS 131072 /* beyond it activations would have less than 8 bits */
+
+/* Largest |p| for rows of k inputs, k <= BON_I8_MAX_INPUTS. */
+int bon_i8_levels(size_t k);
+
+/* Largest |x|; NaN where there is one. */
+float bon_i8_largest(const float *x, size_t count);
+
+/* q[i] = x[i] / scale to the nearest whole number, ties to even, at most 127; 0 for scale 0. */
+void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q);
+
+/* rest[i] = x[i] - scale * q[i]; whether that is more than BON_I8_LOSS of x. */
+bool bon_i8_is_rough(const float *x, const int8_t *q, size_t count, float scale, float *rest);
+
+/* A row of k activations as p [padded], of each four the second and third exchanged, as the
+ * kernels read them, zeros behind. Returns t, or NaN where x is not finite. */
+float bon_i8_activations(const float *x, size_t k, size_t padded, int levels, int16_t *p);
+
+#endif /* BON_INT8_H */
