@@ -665,6 +665,16 @@ static PyObject *Model_bytes(ModelObject *self, void *Py_UNUSED(closure))
     return PyLong_FromSize_t(bon_model_bytes(self->model));
 }
 
+static PyObject *Model_fine_rows(ModelObject *self, void *Py_UNUSED(closure))
+{
+    size_t rows = 0;
+    const char *name;
+    bon_matrix *matrix;
+    for (size_t i = 0; (matrix = bon_model_matrix(self->model, i, &name)); i++)
+        rows += bon_matrix_fine_rows(matrix);
+    return PyLong_FromSize_t(rows);
+}
+
 static PyObject *Model_block_bytes(ModelObject *self, void *Py_UNUSED(closure))
 {
     const bon_arch *a = bon_model_arch(self->model);
@@ -691,6 +701,8 @@ static PyMethodDef Model_methods[] = {
 
 static PyGetSetDef Model_getset[] = {
     {"bytes", (getter)Model_bytes, NULL, "Bytes of packed weights.", NULL},
+    {"fine_rows", (getter)Model_fine_rows, NULL,
+     "Outputs of int8 matrices that have a second digit; see csrc/int8.h.", NULL},
     {"block_bytes", (getter)Model_block_bytes, NULL, "Bytes of a cache block.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
