@@ -48,7 +48,8 @@ def report(path, samples, tokens, seed):
     length = task.max_new_tokens if task else min(tokens, near.context - 1)
     drawn = {dtype: lm.generate([list(map(int, prompt)) for prompt in prompts], n=samples,
                                 max_new_tokens=length, rng=seed) for dtype, lm in models.items()}
-    kl, agreement = compare(near, far, prompts[:50], [row[:4] for row in drawn["bfloat16"].tokens])
+    read = [row[:4] for row in drawn["bfloat16"].tokens[:50]]
+    kl, agreement = compare(near, far, prompts[:50], read)
     outputs = sum(rows for _, rows, _ in far._model.matrices())
     print(f"{near.name}: KL {kl:.5f} nats a token, same most likely token {agreement:.2%}, "
           f"second digits {far._model.fine_rows / outputs:.2%} of outputs, weights "
