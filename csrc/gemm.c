@@ -46,6 +46,7 @@ struct bon_matrix {
     void *base; /* of the mapping, or NULL if data is from aligned_alloc */
     size_t bytes;
     float *scale; /* int8: of each output */
+    bool *rough;  /* int8: which outputs need a second digit */
     fine_rows fine;
 };
 
@@ -108,7 +109,9 @@ bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **o
     m->dtype = dtype;
     m->bytes = bytes;
     bon_status status = allocate(m);
-    if (status == BON_OK && dtype == BON_I8 && !(m->scale = calloc(n, sizeof *m->scale)))
+    if (status == BON_OK && dtype == BON_I8
+        && (!(m->scale = calloc(n, sizeof *m->scale))
+            || !(m->rough = calloc(n, sizeof *m->rough))))
         status = BON_ERR_MEMORY;
     if (status != BON_OK) {
         bon_matrix_destroy(m);
@@ -127,6 +130,7 @@ void bon_matrix_destroy(bon_matrix *matrix)
     else
         free(matrix->data);
     free(matrix->scale);
+    free(matrix->rough);
     free(matrix->fine.output);
     free(matrix->fine.scale);
     free(matrix->fine.data);
@@ -135,7 +139,8 @@ void bon_matrix_destroy(bon_matrix *matrix)
 
 size_t bon_matrix_bytes(const bon_matrix *matrix)
 {
-    const size_t scales = matrix->scale ? matrix->n * sizeof *matrix->scale : 0;
+    const size_t scales =
+        matrix->scale ? matrix->n * (sizeof *matrix->scale + sizeof *matrix->rough) : 0;
     return matrix->bytes + scales + matrix->fine.room * matrix->padded_k;
 }
 
@@ -181,9 +186,9 @@ static void to_f32_row(const char *src, bon_dtype dtype, size_t count, float *ou
 }
 
 /* `count` inputs of one row as words of the packed dtype, the last one padded with 0;
- * scale: of a row of int8. */
+ * scale, loss: of a row of int8. */
 static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dtype dtype,
-                     float scale, uint32_t *words)
+                     float scale, bon_i8_loss *loss, uint32_t *words)
 {
     float f[4 * PACK_WORDS];
     uint16_t b[2 * PACK_WORDS] = {0};
@@ -194,7 +199,7 @@ static void to_words(const char *src, bon_dtype src_dtype, size_t count, bon_dty
     }
     if (dtype == BON_I8) {
         words[(count - 1) / 4] = 0;
-        bon_i8_weights(f, count, scale, (int8_t *)words);
+        bon_i8_weights(f, count, scale, (int8_t *)words, loss);
         return;
     }
     if (src_dtype == BON_BF16) {
@@ -227,15 +232,19 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
     const size_t size = bon_dtype_size(src_dtype);
     uint32_t *out = (uint32_t *)m->data + panel * (m->padded_k / per_word) * BON_PANEL + lane;
     uint32_t words[BON_PANEL][PACK_WORDS];
+    bon_i8_loss loss[BON_PANEL] = {{0.0, 0.0}};
+    const size_t first = panel * BON_PANEL + lane;
     for (size_t k = 0; k < m->k; k += step) {
         const size_t count = smaller(step, m->k - k);
         const size_t used = (count + per_word - 1) / per_word;
         for (size_t r = 0; r < rows; r++)
             to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype,
-                     m->scale ? m->scale[panel * BON_PANEL + lane + r] : 0.0f, words[r]);
+                     m->scale ? m->scale[first + r] : 0.0f, &loss[r], words[r]);
         transpose(words, rows, used, out);
         out += used * BON_PANEL;
     }
+    for (size_t r = 0; m->rough && r < rows; r++)
+        m->rough[first + r] = bon_i8_is_rough(&loss[r], m->k);
 }
 
 /* -- int8: scales, and second digits ----------------------------------------- */
@@ -281,14 +290,18 @@ static bon_status make_room(bon_matrix *m)
     return BON_OK;
 }
 
-/* What rounding left of a row, as its second digit. */
-static bon_status add_fine(bon_matrix *m, size_t row, const float *rest, int8_t *digits)
+/* What rounding left of a row, as its second digit; rest holds the row itself. */
+static bon_status add_fine(bon_matrix *m, size_t row, float *rest, int8_t *digits)
 {
     const bon_status status = make_room(m);
     if (status != BON_OK) return status;
     fine_rows *f = &m->fine;
+    const int8_t *first = m->data;
     const float scale = m->scale[row] / (2 * BON_I8_MOST);
-    bon_i8_weights(rest, m->k, scale, digits);
+    bon_i8_loss left = {0.0, 0.0};
+    for (size_t k = 0; k < m->k; k++)
+        rest[k] -= m->scale[row] * (float)first[place_i8(m->padded_k, row, k)];
+    bon_i8_weights(rest, m->k, scale, digits, &left);
     for (size_t k = 0; k < m->k; k++) f->data[place_i8(m->padded_k, f->count, k)] = digits[k];
     f->output[f->count] = row;
     f->scale[f->count++] = scale;
@@ -302,20 +315,16 @@ static bon_status refine(bon_matrix *m, size_t first, const void *src, bon_dtype
     for (size_t i = 0; i < m->fine.count; i++)
         if (m->fine.output[i] >= first && m->fine.output[i] < first + rows)
             m->fine.output[i] = m->n;
-    float *exact = malloc(m->k * sizeof *exact), *rest = malloc(m->k * sizeof *rest);
+    float *weights = malloc(m->k * sizeof *weights);
     int8_t *digits = malloc(m->k);
-    bon_status status = exact && rest && digits ? BON_OK : BON_ERR_MEMORY;
+    bon_status status = weights && digits ? BON_OK : BON_ERR_MEMORY;
     for (size_t r = 0; r < rows && status == BON_OK; r++) {
-        const size_t row = first + r;
+        if (!m->rough[first + r]) continue;
         to_f32_row((const char *)src + r * m->k * bon_dtype_size(src_dtype), src_dtype, m->k,
-                   exact);
-        for (size_t k = 0; k < m->k; k++)
-            digits[k] = ((const int8_t *)m->data)[place_i8(m->padded_k, row, k)];
-        if (bon_i8_is_rough(exact, digits, m->k, m->scale[row], rest))
-            status = add_fine(m, row, rest, digits);
+                   weights);
+        status = add_fine(m, first + r, weights, digits);
     }
-    free(exact);
-    free(rest);
+    free(weights);
     free(digits);
     return status;
 }

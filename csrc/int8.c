@@ -34,24 +34,54 @@ float bon_i8_largest(const float *x, size_t count)
     return value;
 }
 
-void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q)
+/* Adds four numbers to four sums. */
+static void add_up(__m256d *sums, __m256 eight)
 {
-    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    for (size_t i = 0; i < count; i++) {
-        const float whole = fminf(fmaxf(x[i] * inverse, -BON_I8_MOST), BON_I8_MOST);
-        q[i] = (int8_t)lrintf(whole);
-    }
+    *sums = _mm256_add_pd(*sums, _mm256_cvtps_pd(_mm256_castps256_ps128(eight)));
+    *sums = _mm256_add_pd(*sums, _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1)));
 }
 
-bool bon_i8_is_rough(const float *x, const int8_t *q, size_t count, float scale, float *rest)
+static double total(__m256d sums)
 {
-    double error = 0.0, size = 0.0;
-    for (size_t i = 0; i < count; i++) {
-        rest[i] = x[i] - scale * (float)q[i];
-        error += (double)rest[i] * (double)rest[i];
-        size += fabs((double)x[i]);
+    double four[4];
+    memcpy(four, &sums, sizeof four);
+    return (four[0] + four[1]) + (four[2] + four[3]);
+}
+
+void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8_loss *loss)
+{
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const __m256 most = _mm256_set1_ps(BON_I8_MOST), least = _mm256_set1_ps(-BON_I8_MOST);
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256d error = _mm256_setzero_pd(), size = error;
+    size_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m256 w = _mm256_loadu_ps(x + i);
+        const __m256 exact = _mm256_mul_ps(w, _mm256_set1_ps(inverse));
+        const __m256i whole =
+            _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(exact, least), most));
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole),
+                                              _mm256_extracti128_si256(whole, 1));
+        const __m128i bytes = _mm_packs_epi16(words, words);
+        memcpy(q + i, &bytes, 8);
+        const __m256 near = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_cvtepi32_ps(whole));
+        const __m256 rest = _mm256_sub_ps(w, near);
+        add_up(&error, _mm256_mul_ps(rest, rest));
+        add_up(&size, _mm256_andnot_ps(sign, w));
     }
-    return sqrt(error * (double)count) > BON_I8_LOSS * size;
+    for (; i < count; i++) {
+        q[i] = (int8_t)lrintf(fminf(fmaxf(x[i] * inverse, -BON_I8_MOST), BON_I8_MOST));
+        const double rest = x[i] - scale * (float)q[i];
+        loss->error += rest * rest;
+        loss->size += fabs((double)x[i]);
+    }
+    loss->error += total(error);
+    loss->size += total(size);
+}
+
+bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k)
+{
+    return sqrt(loss->error * (double)k) > BON_I8_LOSS * loss->size;
 }
 
 float bon_i8_activations(const float *x, size_t k, size_t padded, int levels, int16_t *p)

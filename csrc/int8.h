@@ -24,11 +24,16 @@ int bon_i8_levels(size_t k);
 /* Largest |x|; NaN where there is one. */
 float bon_i8_largest(const float *x, size_t count);
 
-/* q[i] = x[i] / scale to the nearest whole number, ties to even, at most 127; 0 for scale 0. */
-void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q);
+/* What rounding loses of a row, summed up from part to part. */
+typedef struct {
+    double error, size; /* sums of squared errors and of |w| */
+} bon_i8_loss;
 
-/* rest[i] = x[i] - scale * q[i]; whether that is more than BON_I8_LOSS of x. */
-bool bon_i8_is_rough(const float *x, const int8_t *q, size_t count, float scale, float *rest);
+/* q[i] = x[i] / scale to the nearest whole number, ties to even, at most 127; 0 for scale 0. */
+void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8_loss *loss);
+
+/* Whether that is more than BON_I8_LOSS of a row of k weights. */
+bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k);
 
 /* A row of k activations as p [padded], of each four the second and third exchanged, as the
  * kernels read them, zeros behind. Returns t, or NaN where x is not finite. */
