@@ -1,9 +1,14 @@
 """Losses on torch tensors: the numbers of the C kernels, and gradients that torch agrees with."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
+import test_losses
+import test_losses_relatives
+from docs_examples import run_examples
 from enumeration import bon_objective, gradient, tuples
-from test_losses import each_loss, make_loss, some_inputs
 
 import bonaware as bon
 
@@ -25,13 +30,28 @@ def tensors(given, dtype=torch.float64):
             for name, x in given.items()}
 
 
+def some_call(label):
+    """A loss with rewards and keywords of the right shapes, with ties."""
+    if label in test_losses.ALL:
+        loss = test_losses.make_loss(label)
+        return loss, *test_losses.some_inputs(loss)
+    return bon.losses.get(label)(), *test_losses_relatives.some_inputs(label)
+
+
+LABELS = (*test_losses.ALL, *test_losses_relatives.ALL)
+each_loss = pytest.mark.parametrize("label", LABELS)
+
+
+def test_every_loss_is_here():
+    assert {some_call(label)[0].name for label in LABELS} == set(bon.losses.available())
+
+
 # Values.
 
 
 @each_loss
 def test_value_and_weights_are_those_of_arrays_bit_for_bit(label):
-    loss = make_loss(label)
-    rewards, given = some_inputs(loss)
+    loss, rewards, given = some_call(label)
     value, weights = loss(rewards, **given)
     found = bridge.weights(loss, torch.tensor(rewards), **tensors(given))
     assert [x.dtype for x in found] == [torch.float64] * 2
@@ -42,8 +62,7 @@ def test_value_and_weights_are_those_of_arrays_bit_for_bit(label):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @each_loss
 def test_the_gradient_by_logp_is_the_weights_over_the_prompts(label, dtype):
-    loss = make_loss(label)
-    rewards, given = some_inputs(loss)
+    loss, rewards, given = some_call(label)
     logp = torch.tensor(given.pop("logp", np.zeros(rewards.shape)), dtype=dtype)
     logp.requires_grad_()
     read = {"logp": logp.detach().double().numpy()} if "logp" in loss.inputs else {}
@@ -121,3 +140,96 @@ def test_bon_through_autograd_is_the_gradient_of_best_of_k(k):
     bridge.weighted(logp, value, len(draws) * chances[:, None] * weights).backward()
     want = -gradient(bon_objective(scores, rewards, k), theta)
     np.testing.assert_allclose(logits.grad, want, atol=1e-12)
+
+
+# verl: a registry as verl 0.9.1 has it; that version wants a GPU stack to be imported.
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    known = {}
+
+    def register_adv_est(name):
+        def decorator(function):
+            if name in known and known[name] != function:
+                raise ValueError(f"Adv estimator {name} has already been registered")
+            known[name] = function
+            return function
+        return decorator
+
+    module = types.ModuleType("verl.trainer.ppo.core_algos")
+    module.register_adv_est = register_adv_est
+    for name in ("verl", "verl.trainer", "verl.trainer.ppo"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return known
+
+
+def of_verl(rewards, lengths, groups, width=5):
+    """Arguments that verl calls an estimator with: the reward stands on the last token."""
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    scores = torch.zeros(mask.shape)
+    for row, (reward, length) in enumerate(zip(rewards, lengths, strict=True)):
+        scores[row, max(length - 1, 0)] = reward
+    return {"token_level_rewards": scores, "response_mask": mask,
+            "index": np.array(groups, dtype=object), "config": {}}
+
+
+@pytest.mark.parametrize(("name", "options"), [("bon", {"k": 2}), ("grpo", {}), ("pkpo", {"k": 2})])
+def test_a_policy_loss_of_verl_gets_the_gradient_of_the_loss(name, options):
+    """seq-mean-token-sum of -log_prob * advantages, for groups of different sizes, mixed."""
+    from bonaware.integrations.verl import estimator
+
+    groups = ["x", "y", "x", "y", "x", "y", "x"]
+    rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 2.0]
+    lengths = [3, 1, 5, 2, 4, 5, 1]
+    call = of_verl(rewards, lengths, groups)
+    loss = bon.losses.get(name)(**options)
+    advantages, returns = estimator(loss)(**call)
+    assert advantages is returns
+    logp = torch.randn(call["response_mask"].shape, requires_grad=True)
+    (-logp * advantages * call["response_mask"]).sum(1).mean().backward()
+    for group in "xy":
+        rows = [i for i, g in enumerate(groups) if g == group]
+        more = {"lengths": [[lengths[i] for i in rows]]} if "lengths" in loss.inputs else {}
+        _, weights = loss([[rewards[i] for i in rows]], **more)
+        want = torch.tensor(weights[0])[:, None] / 2 * call["response_mask"][rows]
+        torch.testing.assert_close(logp.grad[rows].double(), want, rtol=1e-6, atol=1e-7)
+
+
+def test_verl_samples_without_tokens_count_as_not_drawn():
+    from bonaware.integrations.verl import estimator
+
+    call = of_verl([1.0, 9.0, 0.0, 1.0], [2, 0, 2, 1], ["x", "x", "x", "y"])
+    advantages, _ = estimator(bon.losses.get("reinforce")())(**call)
+    _, weights = bon.losses.get("reinforce")()([[1.0, 0.0]])
+    np.testing.assert_allclose(advantages[[0, 2], 0], -weights[0] * 3 / 2, rtol=1e-6)
+    assert not advantages[[1, 3]].any()  # no token; alone in its group
+
+
+def test_verl_knows_what_is_registered(registry):
+    run_examples("torch.md", "verl")
+    advantages, _ = registry["bon16"](**of_verl([1.0] + 31 * [0.0], 32 * [2], 32 * ["x"]))
+    _, weights = bon.losses.get("bon")(k=16)([[1.0] + 31 * [0.0]])
+    np.testing.assert_allclose(advantages[:, 0], -32 * weights[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options", "missing"), [
+    ("bonbon", {}, "logp"), ("bon", {"k": 2, "kl": 0.1}, "logp"), ("bon_sft", {"k": 2}, "logp"),
+])
+def test_verl_losses_that_need_more_are_refused(name, options, missing):
+    from bonaware.integrations.verl import estimator
+
+    with pytest.raises(TypeError, match=f"needs {missing}, which verl does not give"):
+        estimator(bon.losses.get(name)(**options))
+
+
+# Docs.
+
+
+def test_examples_of_the_page_run():
+    found = run_examples("torch.md", "torch")
+    value, weights = found["value"], found["weight"]
+    assert found["loss"].item() == pytest.approx(value.mean().item())
+    assert weights.abs().max() > 0
+    assert found["logits"].grad.abs().max() > 0
