@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from docs_examples import run_examples
+from docs_examples import examples, run_examples
 
 import bonaware as bon
 
@@ -213,5 +213,16 @@ def test_examples_of_the_page_run(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     model.save_pretrained(tmp_path / "model")
     found = run_examples("torch.md", "transformers")
+    assert isinstance(found["taken"], bridge.PolicyOutput)
     assert found["taken"].samples.n == 8
-    assert bridge.PolicyOutput in type(found["taken"]).__mro__
+    assert found["few"].shape[0] == 1
+
+
+def test_a_folder_can_carry_the_hook(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "c"))
+    folder = tmp_path / "model" / "custom_generate"
+    folder.mkdir(parents=True)
+    (folder / "generate.py").write_text(examples("torch.md", "transformers")[-1])
+    options = {"policy": policy("best_of_n", n=3), "custom_generate": str(folder.parent)}
+    samples = generate(model, trust_remote_code=True, **options).samples
+    assert samples.n == 3

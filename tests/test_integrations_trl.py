@@ -4,6 +4,9 @@ The model is that of letters.py: eleven tokens, and a reward that ten steps rais
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from accelerate.utils import gather_object  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from bonaware.integrations.trl import (  # noqa: E402
@@ -108,6 +112,11 @@ def groups(rows):
     return [rows[i:i + N] for i in range(0, len(rows), N)]
 
 
+def gathered(rows):
+    """Of all processes, in their order."""
+    return gather_object(rows)
+
+
 class Compare(transformers.TrainerCallback):
     """Before every step of the optimiser: the gradient of the engine, and that of TRL."""
 
@@ -118,8 +127,9 @@ class Compare(transformers.TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         drawn, temperature = self.trainer.drawn, args.temperature
         set_weights(self.lm, model.named_parameters())
-        prompts = unpadded(drawn["prompt_ids"], drawn["prompt_mask"])[::N]
-        completions = groups(unpadded(drawn["completion_ids"], drawn["completion_mask"]))
+        prompts = gathered(unpadded(drawn["prompt_ids"], drawn["prompt_mask"]))[::N]
+        completions = groups(gathered(unpadded(drawn["completion_ids"],
+                                               drawn["completion_mask"])))
         given = {}
         if self.loss.kl:
             given = {name: [[x.sum(dtype=float) for x in row]
@@ -128,9 +138,12 @@ class Compare(transformers.TrainerCallback):
         rewards = groups(self.trainer.rewards[:, 0].tolist())
         value, weights = self.loss(rewards, **given)
         error = 1e-5 if self.loss.kl else 1e-12
-        advantages = drawn["advantages"].numpy().reshape(-1, N)
-        np.testing.assert_allclose(-advantages / N, weights, rtol=0, atol=error)
-        np.testing.assert_allclose(drawn["values"][::N], value, rtol=0, atol=error)
+        advantages, values = (gathered(drawn[name].tolist()) for name in ("advantages", "values"))
+        np.testing.assert_allclose(-np.reshape(advantages, (-1, N)) / N, weights, rtol=0,
+                                   atol=error)
+        np.testing.assert_allclose(values[::N], value, rtol=0, atol=error)
+        logged = list(self.trainer._logs["advantages"])[-len(advantages):]
+        np.testing.assert_array_equal(logged, advantages)
         want = self.lm.gradients(prompts, completions, weights / len(weights), temperature)
         found = dict(model.named_parameters())
         assert want.keys() == found.keys()
@@ -147,9 +160,9 @@ class Compare(transformers.TrainerCallback):
 @pytest.mark.parametrize(("loss", "args", "engine"), [
     (bon.losses.get("bon")(k=2), {"temperature": 0.8}, False),
     (bon.losses.get("bon")(k=2, kl=0.3), {"beta": 0.3, "temperature": 1.3}, True),
-    (bon.losses.get("reinforce")(), {"per_device_train_batch_size": 12,
-                                     "gradient_accumulation_steps": 1}, True),
-], ids=["bon", "bon with kl", "reinforce"])
+    (bon.losses.get("vbon")(k=4), {"per_device_train_batch_size": 12,
+                                   "gradient_accumulation_steps": 1}, True),
+], ids=["bon", "bon with beta", "vbon with its own kl"])
 def test_the_gradient_of_every_step_is_that_of_the_engine(folder, loss, args, engine):
     options = {"rollout_func": EngineRollout(bon.LM.load(folder, threads=1))} if engine else {}
     trainer = trainer_of(folder, loss, reward_funcs=varied, options=options, max_steps=3, **args)
@@ -177,12 +190,25 @@ def test_the_gradient_is_that_of_the_engine_on_a_real_checkpoint(folder, data, t
     assert compare.steps == 1
 
 
+def test_groups_may_be_spread_over_processes(folder):
+    """Two processes with one and a half groups each; see spread_groups.py."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               str(Path(__file__).with_name("spread_groups.py")), str(folder)]
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_ten_steps_with_samples_of_the_engine_raise_the_reward(folder):
     loss = bon.losses.get("bon")(k=1)
     options = {"rollout_func": EngineRollout(bon.LM.load(folder, threads=1))}
     trainer = trainer_of(folder, loss, BoNGRPOTrainer, options=options, max_steps=10,
-                         num_generations=8, per_device_train_batch_size=24)
+                         num_generations=8, per_device_train_batch_size=24,
+                         num_generations_eval=4)
     trainer.train()
+    found = trainer.evaluate(trainer.train_dataset)
+    assert found["eval_loss"] == pytest.approx(-found["eval_reward"], abs=0.1)  # means of means
     logged = [row for row in trainer.state.log_history if "loss" in row]
     assert len(logged) == 10
     rewards = [row["reward"] for row in logged]
@@ -217,6 +243,34 @@ def test_samples_without_reward_and_cut_ones_count_as_not_drawn(folder):
     np.testing.assert_allclose(weights[enough], loss(rewards[enough], mask=mask[enough])[1])
     logged = next(row for row in trainer.state.log_history if "bon/left_out" in row)
     assert logged["bon/left_out"] == pytest.approx(1 - enough.mean())
+
+
+def test_tokens_of_an_environment_have_no_part_in_logp(folder):
+    """A rollout function may say which tokens are not the policy's."""
+    rollout = EngineRollout(bon.LM.load(folder, threads=1))
+
+    def masked(prompts, trainer):
+        found = rollout(prompts, trainer)
+        rows = found["completion_ids"]
+        return found | {"env_mask": [[0] + [1] * (len(ids) - 1) for ids in rows]}
+
+    trainer = trainer_of(folder, bon.losses.get("grpo")(), reward_funcs=varied, max_steps=1,
+                         options={"rollout_func": masked})
+    trainer.train()
+    drawn, lm = trainer.drawn, rollout.lm
+    prompts = unpadded(drawn["prompt_ids"], drawn["prompt_mask"])
+    completions = unpadded(drawn["completion_ids"], drawn["completion_mask"])
+    set_weights(lm, trainer.model.named_parameters())
+    want = [row[0][1:].sum() for row in lm.logp(prompts, [[ids] for ids in completions])]
+    with torch.no_grad():
+        found, _ = trainer._read(trainer.model, drawn)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    there = [len(ids) > 1 for ids in completions]
+    assert not drawn["advantages"][~torch.tensor(there)].any()
+    lengths = np.array([len(ids) - 1 for ids in completions]).reshape(-1, N)
+    rewards, mask = trainer.rewards[:, 0].reshape(-1, N), np.reshape(there, (-1, N))
+    _, weights = bon.losses.get("grpo")()(rewards, lengths=np.maximum(lengths, 1), mask=mask)
+    np.testing.assert_allclose(-drawn["advantages"].reshape(-1, N) / N, weights, atol=1e-12)
 
 
 def test_a_selector_gives_the_scores_and_no_reward(folder):
