@@ -207,6 +207,13 @@ def test_verl_samples_without_tokens_count_as_not_drawn():
     assert not advantages[[1, 3]].any()  # no token; alone in its group
 
 
+def test_verl_groups_that_are_all_too_small_are_refused():
+    from bonaware.integrations.verl import estimator
+
+    with pytest.raises(ValueError, match="at least 3 samples of every prompt, but the largest"):
+        estimator(bon.losses.get("bon")(k=3))(**of_verl([1.0, 0.0], [1, 1], ["x", "x"]))
+
+
 def test_verl_knows_what_is_registered(registry):
     run_examples("torch.md", "verl")
     advantages, _ = registry["bon16"](**of_verl([1.0] + 31 * [0.0], 32 * [2], 32 * ["x"]))

@@ -95,6 +95,21 @@ def test_samples_end_where_their_first_end_token_is(model):
         assert last or len(sample.tokens) == 12
 
 
+def test_other_criteria_end_a_sample_with_stop(model):
+    class AtLargeIds(transformers.StoppingCriteria):
+        def __call__(self, input_ids, scores, **_):
+            return input_ids[:, -1] >= 70
+
+    samples = generate(model, policy=policy("best_of_n", n=8), stopping_criteria=[AtLargeIds()],
+                       decode=str).samples
+    assert "stop" in samples.finish_reason
+    for sample in samples[:]:
+        stopped = sample.finish_reason == "stop"
+        assert (sample.tokens[-1] >= 70) == stopped or len(sample.tokens) == 12
+        assert (sample.tokens[:-1] < 70).all()
+        assert not stopped or sample.text == str(sample.tokens.tolist())
+
+
 def test_the_sequence_is_the_prompt_with_the_chosen_sample(model):
     found = generate(model, policy=policy("best_of_n", n=6))
     plain = generate(model, policy=policy("best_of_n", n=6), return_dict_in_generate=False)

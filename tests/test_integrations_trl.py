@@ -93,6 +93,7 @@ class Recorder(BoNGRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         self.drawn = output
+        self.advantages = [*getattr(self, "advantages", ()), *output["advantages"].tolist()]
         self.rewards = self._scored.clone()
         return output
 
@@ -203,12 +204,14 @@ def test_groups_may_be_spread_over_processes(folder):
 def test_ten_steps_with_samples_of_the_engine_raise_the_reward(folder):
     loss = bon.losses.get("bon")(k=1)
     options = {"rollout_func": EngineRollout(bon.LM.load(folder, threads=1))}
-    trainer = trainer_of(folder, loss, BoNGRPOTrainer, options=options, max_steps=10,
+    trainer = trainer_of(folder, loss, options=options, max_steps=10,
                          num_generations=8, per_device_train_batch_size=24,
                          num_generations_eval=4)
     trainer.train()
     found = trainer.evaluate(trainer.train_dataset)
     assert found["eval_loss"] == pytest.approx(-found["eval_reward"], abs=0.1)  # means of means
+    logged = list(trainer._logs["advantages"])
+    assert logged == trainer.advantages[-len(logged):]
     logged = [row for row in trainer.state.log_history if "loss" in row]
     assert len(logged) == 10
     rewards = [row["reward"] for row in logged]
@@ -301,6 +304,20 @@ def test_the_engine_gets_the_weights_of_the_trainer(folder):
         set_weights(lm, [])
 
 
+def test_rollouts_are_drawn_as_the_trainer_says_and_anew_each_time(folder):
+    rollout = EngineRollout(bon.LM.load(folder, threads=1))
+    trainer = trainer_of(folder, bon.losses.get("bon")(k=2), temperature=0.4,
+                         max_completion_length=5)
+    first, second = (rollout(["abb"] * 6 + ["c"] * 6, trainer) for _ in range(2))
+    assert first["completion_ids"] != second["completion_ids"]
+    assert first["prompt_ids"] == 6 * [[10]] + 6 * [[4]]
+    assert max(map(len, first["completion_ids"])) == 5
+    want = rollout.lm.logp([[10], [4]], [first["completion_ids"][:6], first["completion_ids"][6:]],
+                           temperature=0.4)
+    for got, expected in zip(first["logprobs"], want[0] + want[1], strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_equal_prompts_are_read_once_and_numbered():
     requests = _requests([[1, 2], [1, 2], [3], [1, 2]])
     assert [(r.prompt, r.tokens.tolist(), list(r.indices), r.repeat) for r in requests] == [
@@ -316,12 +333,13 @@ def test_equal_prompts_are_read_once_and_numbered():
     ({"scale_rewards": "batch"}, "scale_rewards='batch' would be without effect"),
     ({"top_p": 0.9}, "top_p=0.9 makes the samples those of another policy"),
     ({"generation_kwargs": {"temperature": 2.0}}, "generation_kwargs=.* another policy"),
+    ({"num_generations": 2}, "needs at least 3 samples of every prompt, but num_generations=2"),
     ({"num_iterations": 2}, "samples must be used once.* got 2, 2 and 2"),
     ({"steps_per_generation": 4}, "samples must be used once.* got 1, 4 and 2"),
 ], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
 def test_options_that_would_be_ignored_or_wrong_are_refused(folder, args, match):
     with pytest.raises(ValueError, match=match):
-        trainer_of(folder, bon.losses.get("bon")(k=2), **args)
+        trainer_of(folder, bon.losses.get("bon")(k=3), **args)
 
 
 def test_losses_that_a_rollout_can_not_serve_are_refused(folder):

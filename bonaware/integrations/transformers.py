@@ -106,7 +106,8 @@ def by_policy(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorLi
     -----
     A policy that varies the temperature from sample to sample does so here, beginning from that
     of the call. Randomness is torch's (``torch.manual_seed``), so samples do depend on the batch.
-    The prompt is computed once for every sample.
+    The prompt is computed once for every sample. transformers keeps the tokenizer from functions
+    like this one: stop at strings by ``stopping_criteria=[StopStringCriteria(tokenizer, ...)]``.
     """
     policy = get("best_of_n") if policy is None else policy
     _check(generation_config, policy, model_kwargs, len(input_ids))

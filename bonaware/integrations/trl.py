@@ -66,7 +66,7 @@ class BoNGRPOTrainer(GRPOTrainer):
         The loss needs what a rollout does not have, or does not take scores or `kl`.
     ValueError
         An option of args would be without effect, or would make the samples those of another
-        policy than the one that is trained.
+        policy than the one that is trained; or the loss needs more samples of every prompt.
 
     Notes
     -----
@@ -86,6 +86,9 @@ class BoNGRPOTrainer(GRPOTrainer):
         args = GRPOConfig() if args is None else copy.copy(args)
         _check_args(args)
         self.bon_loss = _with_kl(loss, args.beta)
+        if self.bon_loss.needed > args.num_generations:
+            raise ValueError(f"{self.bon_loss} needs at least {self.bon_loss.needed} samples of "
+                             f"every prompt, but num_generations={args.num_generations}")
         if "ref_logp" in self.bon_loss.inputs:
             args.beta = args.beta or 1.0  # TRL then makes the reference model; we alone read beta
         super().__init__(model, reward_funcs, args, **options)
@@ -122,7 +125,7 @@ class BoNGRPOTrainer(GRPOTrainer):
         value, weights = self._weigh(output, n)
         advantages = -n * weights.flatten()
         logged = self._logs["advantages"]
-        for _ in range(len(advantages)):
+        for _ in range(min(len(advantages), len(logged))):
             logged.pop()
         logged.extend(advantages.tolist())
         first = self.accelerator.process_index * len(inputs)

@@ -74,6 +74,9 @@ def estimator(loss: Loss) -> Callable[..., tuple[Tensor, Tensor]]:
         names, prompt = np.unique(np.asarray(index), return_inverse=True)
         place = torch.from_numpy(np.stack([prompt, _order_within(prompt)]))
         shape = (len(names), int(place[1].max()) + 1)
+        if shape[1] < loss.needed:
+            raise ValueError(f"{loss} needs at least {loss.needed} samples of every prompt, but "
+                             f"the largest group has {shape[1]}")
         tables = {name: torch.ones(shape, dtype=torch.float64) for name in given}
         for name, x in given.items():
             tables[name][tuple(place)] = x.double()
