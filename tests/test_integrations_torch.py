@@ -222,7 +222,7 @@ def test_verl_knows_what_is_registered(registry):
 
 
 @pytest.mark.parametrize(("name", "options", "missing"), [
-    ("bonbon", {}, "logp"), ("bon", {"k": 2, "kl": 0.1}, "logp"), ("bon_sft", {"k": 2}, "logp"),
+    ("bonbon", {}, "logp"), ("bon", {"k": 2, "kl": 0.1}, "logp"), ("bon_sft", {"k": 2}, "expert"),
 ])
 def test_verl_losses_that_need_more_are_refused(name, options, missing):
     from bonaware.integrations.verl import estimator

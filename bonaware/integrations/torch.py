@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from bonaware.losses import Loss
 
-__all__ = ["objective", "weighted", "weights"]
+__all__ = ["objective", "required", "weighted", "weights", "weights_of_enough"]
 
 
 def weights(loss: Loss, rewards: Any, scores: Any = None, **inputs: Any) -> tuple[Tensor, Tensor]:
@@ -84,8 +84,8 @@ def objective(loss: Loss, logp: Tensor, rewards: Any, scores: Any = None,
 
     Notes
     -----
-    Not the derivative of the value: that of a policy gradient is 0, as its value does not
-    know logp. What is said of a masked place is not looked at, in logp neither.
+    Not the derivative of the value: most losses of reinforcement learning have a value that
+    does not depend on logp. What stands at masked places is not looked at.
 
     Examples
     --------
@@ -142,6 +142,48 @@ class _Weighted(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (share,) = ctx.saved_tensors
         return upstream * share, None, None
+
+
+# -- what the trainers share -----------------------------------------------------
+
+
+def required(loss: Loss) -> frozenset[str]:
+    """Inputs that a loss can not do without, besides rewards.
+
+    Examples
+    --------
+    >>> import bonaware as bon
+    >>> sorted(required(bon.losses.get("grpo")(kl=0.1)))
+    ['lengths', 'logp', 'ref_logp']
+    """
+    return frozenset((*loss.needs, *(("logp", "ref_logp") if loss.kl else ())))
+
+
+def weights_of_enough(loss: Loss, mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and weights, 0 for prompts with fewer samples than the loss needs.
+
+    Parameters
+    ----------
+    loss : Loss
+    mask : bool tensor, shape [P, n]
+        False where no sample is.
+    **inputs
+        Tensors of shape [P, n], rewards among them, as for `weights`.
+
+    Examples
+    --------
+    >>> import bonaware as bon
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> weights_of_enough(bon.losses.get("reinforce")(), mask, rewards=torch.eye(2))[1]
+    tensor([[-0.5000,  0.5000],
+            [ 0.0000,  0.0000]], dtype=torch.float64)
+    """
+    enough = mask.sum(1) >= loss.needed
+    value, found = mask.new_zeros(len(mask), dtype=torch.float64), torch.zeros_like(mask).double()
+    if enough.any():
+        value[enough], found[enough] = weights(
+            loss, mask=mask[enough], **{name: x[enough] for name, x in inputs.items()})
+    return value, found
 
 
 def _array(x: Any) -> Any:

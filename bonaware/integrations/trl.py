@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["BoNGRPOTrainer", "EngineRollout", "set_weights"]
 
 #: Inputs of losses that a rollout has.
-KNOWN = ("rewards", "scores", "logp", "ref_logp", "lengths", "mask")
+KNOWN = ("scores", "logp", "ref_logp", "lengths")
 #: Options of GRPOConfig that shape the loss of GRPO.
 OF_GRPO = (
     "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level",
@@ -136,14 +136,11 @@ class BoNGRPOTrainer(GRPOTrainer):
     def _weigh(self, output: Mapping[str, Any], n: int) -> tuple[Tensor, Tensor]:
         """Value [P] and weights [P, n] of the samples of all processes."""
         given = {name: x.view(-1, n) for name, x in self._inputs(output).items()}
+        value, weights = bridge.weights_of_enough(self.bon_loss, **given)
         mask = given["mask"]
-        enough = mask.sum(1) >= self.bon_loss.needed
-        value, weights = torch.zeros(len(mask)).double(), torch.zeros(mask.shape).double()
-        if enough.any():
-            value[enough], weights[enough] = bridge.weights(
-                self.bon_loss, **{name: x[enough] for name, x in given.items()})
+        few = mask.sum(1) < self.bon_loss.needed
         mode = self._metrics["train" if self.model.training else "eval"]
-        mode["bon/left_out"].append(1.0 - enough.double().mean().item())
+        mode["bon/left_out"].append(few.double().mean().item())
         if mask.any():
             rewards = given["rewards"].nan_to_num(0.0)
             for name, number in diagnose(weights, rewards, mask).items():
@@ -160,7 +157,7 @@ class BoNGRPOTrainer(GRPOTrainer):
         tokens = _own_tokens(output)
         there = self.accelerator.gather(tokens.any(1)) & ~rewards.isnan() & ~scores.isnan()
         found = {"rewards": rewards, "mask": there}
-        wanted = {*loss.needs, *(("logp", "ref_logp") if loss.kl else ())}
+        wanted = bridge.required(loss)
         if "scores" in loss.inputs:
             found["scores"] = scores
         if "lengths" in wanted:
@@ -213,8 +210,7 @@ def _with_kl(loss: Loss, beta: float) -> Loss:
     if not isinstance(loss, Loss):
         raise TypeError("loss must be one of bonaware.losses, such as losses.get('bon')(k=4), got "
                         f"{loss!r}")
-    missing = [name for name in loss.needs if name not in KNOWN]
-    if missing:
+    if missing := sorted(bridge.required(loss).difference(KNOWN)):
         raise TypeError(f"{loss} needs {missing[0]}, which a rollout does not have")
     if not beta:
         return loss

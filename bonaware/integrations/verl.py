@@ -18,7 +18,7 @@ from bonaware.losses import Loss
 __all__ = ["estimator", "register"]
 
 #: Inputs of losses that verl gives to an estimator.
-KNOWN = ("rewards", "scores", "lengths", "mask")
+KNOWN = ("scores", "lengths")
 
 
 def estimator(loss: Loss) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -57,38 +57,31 @@ def estimator(loss: Loss) -> Callable[..., tuple[Tensor, Tensor]]:
     >>> advantages[2:, 0]
     tensor([1.3333, 1.3333])
     """
-    wanted = [*loss.needs, *(("logp", "ref_logp") if loss.kl else ())]
-    missing = [name for name in wanted if name not in KNOWN]
-    if missing:
+    if missing := sorted(bridge.required(loss).difference(KNOWN)):
         raise TypeError(f"{loss} needs {missing[0]}, which verl does not give to an advantage "
                         "estimator")
 
     def estimate(token_level_rewards: Tensor, response_mask: Tensor, index: Any,
                  config: Any = None, **_: Any) -> tuple[Tensor, Tensor]:
         own = response_mask.bool()
-        lengths = own.sum(1).cpu()
-        there = lengths > 0
-        given = {"rewards": token_level_rewards.sum(1).cpu()}
-        given |= {name: x for name, x in {"scores": given["rewards"], "lengths": lengths}.items()
-                  if name in loss.inputs}
-        names, prompt = np.unique(np.asarray(index), return_inverse=True)
-        place = torch.from_numpy(np.stack([prompt, _order_within(prompt)]))
-        shape = (len(names), int(place[1].max()) + 1)
+        groups, prompt = np.unique(np.asarray(index), return_inverse=True)
+        place = (torch.from_numpy(prompt), torch.from_numpy(_order_within(prompt)))
+        shape = (len(groups), int(place[1].max()) + 1)
         if shape[1] < loss.needed:
             raise ValueError(f"{loss} needs at least {loss.needed} samples of every prompt, but "
                              f"the largest group has {shape[1]}")
-        tables = {name: torch.ones(shape, dtype=torch.float64) for name in given}
-        for name, x in given.items():
-            tables[name][tuple(place)] = x.double()
-        mask = torch.zeros(shape, dtype=torch.bool)
-        mask[tuple(place)] = there
-        weights = torch.zeros(shape, dtype=torch.float64)
-        enough = mask.sum(1) >= loss.needed
-        if enough.any():
-            _, weights[enough] = bridge.weights(
-                loss, **{name: x[enough] for name, x in tables.items()}, mask=mask[enough])
-        each = -weights[tuple(place)] * (there.sum() / len(names))
-        advantages = each.to(token_level_rewards)[:, None] * own
+
+        def table(x: Tensor) -> Tensor:
+            """What each sample has, in its place of [P, n]."""
+            return torch.zeros(shape, dtype=x.dtype).index_put(place, x.cpu())
+
+        lengths, rewards = table(own.sum(1)), table(token_level_rewards.sum(1))
+        given = {"rewards": rewards, "scores": rewards, "lengths": lengths}
+        _, weights = bridge.weights_of_enough(
+            loss, lengths > 0, **{name: x for name, x in given.items() if name in loss.inputs})
+        drawn_per_prompt = (lengths > 0).sum() / len(groups)
+        each = (-weights * drawn_per_prompt)[place].to(token_level_rewards)
+        advantages = each[:, None] * own
         return advantages, advantages
 
     return estimate
