@@ -187,6 +187,7 @@ def test_a_policy_loss_of_verl_gets_the_gradient_of_the_loss(name, options):
     loss = bon.losses.get(name)(**options)
     advantages, returns = estimator(loss)(**call)
     assert advantages is returns
+    assert not advantages[call["response_mask"] == 0].any()
     logp = torch.randn(call["response_mask"].shape, requires_grad=True)
     (-logp * advantages * call["response_mask"]).sum(1).mean().backward()
     for group in "xy":
