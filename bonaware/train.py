@@ -420,7 +420,7 @@ class Trainer:
         if "lengths" in wanted:
             found["lengths"] = drawn.lengths
         if "logp" in wanted:
-            needed = "logp" not in loss.takes or "old_logp" in given
+            needed = "logp" in loss.required or "old_logp" in given
             logp = drawn.logp_under(self.lm) if drawn.logp is None and needed else drawn.logp
             found |= {} if logp is None else {"logp": logp}
         if "ref_logp" in wanted and self.reference is not None:

@@ -691,6 +691,7 @@ def test_options_out_of_range_are_refused(name, options, error, message):
          "loss pkpo: it does not use scores; its inputs are rewards, mask"),
         (lambda: losses.get("bon_sft")(k=2)(ONE_ROW, ONE_ROW), TypeError, "logp is missing"),
         (lambda: losses.get("bon")(k=2, kl=0.1)(ONE_ROW), TypeError, "logp is missing"),
+        (lambda: losses.get("raft")(kl=0.1)(ONE_ROW), TypeError, "logp is missing"),
         (lambda: losses.get("bon_rl_s")(k=2, variational=False)(ONE_ROW, win_rate=ONE_ROW),
          TypeError, "it does not use win_rate"),
         (lambda: losses.get("bon_rl_s")(k=2, enumerated=True)(ONE_ROW), TypeError,

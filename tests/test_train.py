@@ -220,8 +220,10 @@ def test_unfinished_and_missing_samples_are_masked():
     assert_same(weights_of(ragged), weights_of(whole))
 
 
-def test_completions_do_what_the_same_samples_do():
-    by_samples, by_texts = (bon.Trainer(model(), losses.get("grpo")()) for _ in range(2))
+@pytest.mark.parametrize(("loss", "kl"), [("grpo", 0.0), ("grpo", 0.1), ("raft", 0.1)])
+def test_completions_do_what_the_same_samples_do(loss, kl):
+    by_samples, by_texts = (
+        bon.Trainer(model(), losses.get(loss)(kl=kl), reference=model(rng=7)) for _ in range(2))
     samples = draw(by_samples.lm, temperature=0.8)
     found = by_samples.step(PROMPTS, samples, REWARDS)
     metrics = by_texts.step(PROMPTS, samples.tokens, REWARDS, temperature=0.8)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from bonaware.losses import Loss
 
-__all__ = ["objective", "required", "weighted", "weights", "weights_of_enough"]
+__all__ = ["objective", "weighted", "weights", "weights_of_enough"]
 
 
 def weights(loss: Loss, rewards: Any, scores: Any = None, **inputs: Any) -> tuple[Tensor, Tensor]:
@@ -145,18 +145,6 @@ class _Weighted(torch.autograd.Function):
 
 
 # -- what the trainers share -----------------------------------------------------
-
-
-def required(loss: Loss) -> frozenset[str]:
-    """Inputs that a loss can not do without, besides rewards.
-
-    Examples
-    --------
-    >>> import bonaware as bon
-    >>> sorted(required(bon.losses.get("grpo")(kl=0.1)))
-    ['lengths', 'logp', 'ref_logp']
-    """
-    return frozenset((*loss.needs, *(("logp", "ref_logp") if loss.kl else ())))
 
 
 def weights_of_enough(loss: Loss, mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -157,7 +157,7 @@ class BoNGRPOTrainer(GRPOTrainer):
         tokens = _own_tokens(output)
         there = self.accelerator.gather(tokens.any(1)) & ~rewards.isnan() & ~scores.isnan()
         found = {"rewards": rewards, "mask": there}
-        wanted = bridge.required(loss)
+        wanted = loss.required
         if "scores" in loss.inputs:
             found["scores"] = scores
         if "lengths" in wanted:
@@ -210,7 +210,7 @@ def _with_kl(loss: Loss, beta: float) -> Loss:
     if not isinstance(loss, Loss):
         raise TypeError("loss must be one of bonaware.losses, such as losses.get('bon')(k=4), got "
                         f"{loss!r}")
-    if missing := sorted(bridge.required(loss).difference(KNOWN)):
+    if missing := sorted(set(loss.required).difference(KNOWN)):
         raise TypeError(f"{loss} needs {missing[0]}, which a rollout does not have")
     if not beta:
         return loss

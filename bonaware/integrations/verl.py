@@ -57,7 +57,7 @@ def estimator(loss: Loss) -> Callable[..., tuple[Tensor, Tensor]]:
     >>> advantages[2:, 0]
     tensor([1.3333, 1.3333])
     """
-    if missing := sorted(bridge.required(loss).difference(KNOWN)):
+    if missing := sorted(set(loss.required).difference(KNOWN)):
         raise TypeError(f"{loss} needs {missing[0]}, which verl does not give to an advantage "
                         "estimator")
 

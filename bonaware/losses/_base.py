@@ -77,10 +77,21 @@ class Loss:
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def required(self) -> tuple[str, ...]:
+        """Inputs that a call cannot do without, besides rewards.
+
+        Examples
+        --------
+        >>> from bonaware.losses import get
+        >>> get("grpo")(kl=0.1).required
+        ('lengths', 'logp', 'ref_logp')
+        """
+        return tuple(dict.fromkeys((*self.needs, *(("logp", "ref_logp") if self.kl else ()))))
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Inputs that a call takes, those it needs first; rewards and mask always."""
-        of_kl = ("logp", "ref_logp") if self.kl else ()
-        return tuple(dict.fromkeys(("rewards", *self.needs, *of_kl, *self.takes, "mask")))
+        return tuple(dict.fromkeys(("rewards", *self.required, *self.takes, "mask")))
 
     @property
     def fewest(self) -> int:
@@ -175,8 +186,7 @@ class Loss:
         return self._ragged(batch, checked.mask, checked.counts)
 
     def _check_names(self, given: dict[str, Any]) -> None:
-        missing = [name for name in self.inputs if name not in ("rewards", "mask", *self.takes)]
-        missing = [name for name in missing if name not in given]
+        missing = [name for name in self.required if name not in given]
         unused = [name for name in given if name not in self.inputs]
         if missing or unused:
             said = f"{missing[0]} is missing" if missing else f"it does not use {unused[0]}"
