@@ -128,7 +128,7 @@ class Sandbox:
     ['passed', 'failed', 'exited']
     """
 
-    def __init__(self, seconds: float = 5.0, memory: int = 512, workers: int | None = None,
+    def __init__(self, seconds: float = 10.0, memory: int = 512, workers: int | None = None,
                  by: str | None = None) -> None:
         if not 0 < seconds < math.inf or memory < 64:
             raise ValueError(f"need seconds > 0 and memory >= 64 MiB, got {seconds} and {memory}")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from bonaware import tasks
+from bonaware._pool import Failure, KillablePool
 from bonaware.tasks import Problem
 from bonaware.tasks._boxed import last_boxed
-from bonaware._pool import Failure, KillablePool
 from bonaware.tasks.gsm8k import last_number
 from bonaware.tasks.keywords import forms
 from bonaware.tasks.math import plain_latex
