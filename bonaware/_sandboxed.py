@@ -5,7 +5,7 @@ library only. It confines itself, then reads one case per line and answers with 
 protocol of `bonaware._pool`). Each case runs in a process of its own, forked from this one,
 so it costs a millisecond and leaves nothing behind. That process has
 
-- limits of memory, computing time, open files; none of its files can grow (`limit`);
+- limits of memory, computing time and open files (`run`);
 - a filter of system calls that allows what a computation needs: no process, thread, socket,
   signal to others, nor any change to a file (`seccomp`);
 - no file but those of Python and the system to read (`landlock`, or bubblewrap outside);
@@ -265,7 +265,6 @@ def run(case, limits, supervisor, token):
     seconds = limits["seconds"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     limit(resource.RLIMIT_AS, limits["memory"])
-    limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_NOFILE, OPEN_FILES)
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_STACK, STACK)

@@ -7,8 +7,8 @@ There are two ways to build it, and `route` takes the first that works on this m
 - "landlock": Landlock (Linux 5.13 or newer), where user namespaces are refused, as in many
   containers. Files other than those exist but cannot be read.
 
-In both, each program has one process with limits of time, memory and files, under a filter of
-system calls (seccomp) that allows no other process, thread, socket, signal or change to a
+In both, each program has one process with limits of time, memory and open files, under a filter
+of system calls (seccomp) that allows no other process, thread, socket, signal or change to a
 file. Where neither works, nothing is run. What is inside is `bonaware._sandboxed`;
 docs/code_tasks.md says what all this prevents, and what it does not.
 """
@@ -45,7 +45,7 @@ INSIDE = Path(__file__).with_name("_sandboxed.py")
 SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
 # Waiting is no computing: a program may last so many times its computing time by the clock,
 # which also leaves room for a busy machine.
-PATIENCE = 3
+PATIENCE = 5
 # Hashes do not depend on chance: a program that shows the order of a set is judged alike twice.
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
@@ -98,7 +98,7 @@ class Sandbox:
     ----------
     seconds : float
         Computing time of one program, > 0, rounded up to whole seconds; by the clock it may
-        last three times that.
+        last five times that.
     memory : int
         MiB of address space of one program, >= 64.
     workers : int, optional

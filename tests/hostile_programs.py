@@ -28,7 +28,7 @@ HOSTILE = {
     "memory by a string": ("x = 'a'\nwhile True: x += x", "memory"),
     "memory in a file that is none": ("import os\nos.memfd_create('x')", "refused"),
     "zip bomb": (
-        "import zlib\nx = zlib.compress(bytes(1 << 24))\nz = zlib.decompressobj()\n"
+        "import zlib\nx = zlib.compress(bytes(1 << 24), 1)\n"
         "y = [zlib.decompress(x) for _ in range(1000)]", "memory"),
     "recursion": ("def g(): return g()\ng()", "error"),
     "recursion without a limit": (
@@ -83,7 +83,8 @@ HOSTILE = {
     "follows a symbolic link": ("x = open('PLACE/way').read()", GONE),
     "changes permissions": ("import os\nos.chmod('PLACE/secret', 0o777)", GONE),
     "changes Python itself": ("import os\nopen(os.__file__, 'a').write('#')", "refused"),
-    "removes the root": ("import shutil\nshutil.rmtree('/', ignore_errors=True)\nassert 0", "error"),
+    "removes the root": (
+        "import shutil\nshutil.rmtree('/', ignore_errors=True)\nassert 0", "error"),
     "reads a device": ("open('/dev/vda', 'rb').read(1)", GONE),
     # -- other processes, the network, the machine
     "kills its parent": ("import os\nos.kill(os.getppid(), 9)", "refused"),

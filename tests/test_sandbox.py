@@ -34,7 +34,7 @@ def by(request):
 
 @pytest.fixture(scope="module")
 def sandbox(by):
-    with Sandbox(seconds=1, memory=256, workers=2, by=by) as sandbox:
+    with Sandbox(seconds=1, memory=128, workers=2, by=by) as sandbox:
         yield sandbox
 
 
@@ -239,6 +239,12 @@ def test_a_program_has_its_limits_and_nothing_else(by):
         assert sorted(map(int, os.listdir(f"/proc/{pid}/fd"))) == [0, 1, 2, 3]
         streams = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)}
         assert streams == {"/dev/null"}
+        if by == "bubblewrap":
+            for name in ("user", "pid", "net", "ipc", "mnt", "uts"):
+                own, its = (os.readlink(f"/proc/{one}/ns/{name}") for one in ("self", pid))
+                assert its != own, name
+            mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").open()]
+            assert all("ro" in mount[5].split(",") for mount in mounts)
         running.join()
 
 

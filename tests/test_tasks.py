@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -548,6 +549,22 @@ def test_pool_interrupted_by_ctrl_c_can_be_used_again():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert (run.stdout, run.stderr) == ("True ['b']\n", "")
+
+
+def test_pool_time_in_which_the_caller_was_stopped_does_not_count():
+    code = ("from bonaware._pool import KillablePool\n"
+            "pool = KillablePool('hostile_calls:call', workers=1, limit=2.5)\n"
+            "pool.map([('a',)])\n"
+            "print(pool._pool[0].process.pid, flush=True)\n"
+            "print(pool.map([('work',)]))\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as caller:
+        worker = int(caller.stdout.readline())
+        for name in (signal.SIGSTOP, signal.SIGCONT):
+            time.sleep(0.2 if name == signal.SIGSTOP else 3)
+            os.kill(worker, name)
+            os.kill(caller.pid, name)
+        assert caller.stdout.read() == "['work']\n"
 
 
 @pytest.mark.parametrize(("function", "reason"), [

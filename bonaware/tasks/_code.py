@@ -54,17 +54,15 @@ class CodeTask(Task):
         """The program that a sample stands for."""
         raise NotImplementedError
 
-    def code(self, text: str, names: Iterable[str]) -> str:
-        """The code in a sample.
+    def block(self, text: str, names: Iterable[str]) -> str | None:
+        """The last fenced block that defines one of the names, else the last block, if any.
 
-        In a chat, or where the sample begins with a fence, the last fenced block that defines
-        one of the names, else the last block. Else the text up to where it leaves the program.
+        Where no chat was asked for, only a sample that begins with a fence has blocks: a later
+        fence ends the program.
         """
-        if self.chat or text.lstrip().startswith("```"):
-            blocks = fenced(text)
-            if blocks:
-                return next((b for b in reversed(blocks) if defines(b, names)), blocks[-1])
-        return cut(text, self.plain_stop_strings)
+        blocks = fenced(text) if self.chat or text.lstrip().startswith("```") else []
+        defining = [block for block in blocks if defines(block, names)]
+        return next(reversed(defining or blocks), None)
 
     def verdicts(
         self, problems: Sequence[Problem], texts: Sequence[Sequence[str | None]]
@@ -136,9 +134,9 @@ def defines(code: str, names: Iterable[str]) -> bool:
     >>> defines("import math\\ndef area(r): ...", ["area"]), defines("    def area(r)", ["area"])
     (True, False)
     """
-    any_name = "|".join(map(re.escape, names))
-    return re.search(rf"^(?:(?:async +)?def +|class +)?(?:{any_name})\s*[(:=]", code,
-                     re.MULTILINE) is not None
+    name = f"(?:{'|'.join(map(re.escape, names))})"
+    defined = rf"^(?:(?:async +)?def|class) +{name}\b|^{name} *=(?!=)"
+    return re.search(defined, code, re.MULTILINE) is not None
 
 
 def cut(text: str, stop_strings: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ Source: Chen et al. 2021, arXiv:2107.03374, and its stop strings.
 """
 
 from bonaware.tasks import Problem, data_path, read_jsonl, require
-from bonaware.tasks._code import CodeTask, defines
+from bonaware.tasks._code import CodeTask, cut, defines
 
 __all__ = ["TASK", "HumanEval"]
 
@@ -30,7 +30,7 @@ class HumanEval(CodeTask):
         of the beginning of a program. Then the sample's code is its last fenced block that
         defines the function.
     seconds : float
-        Computing time of one program with its tests; by the clock it may last three times that.
+        Computing time of one program with its tests; by the clock it may last five times that.
     memory : int
         MiB that it may use.
     workers : int, optional
@@ -71,11 +71,14 @@ class HumanEval(CodeTask):
 
     def program(self, problem: Problem, text: str) -> str:
         names = problem.answer["names"]
-        if defines(text, names) and not text.lstrip("\n")[:1].isspace():
-            # The whole function: of the prompt it needs the imports and helpers before it.
-            before = problem.prompt.rpartition(f"def {names[0]}")[0]
-            return f"{before}\n{self.code(text, names)}"
-        return problem.prompt + self.code(text, names)
+        code = self.block(text, names)
+        if code is None:
+            whole = defines(text, names) and not text.lstrip("\n")[:1].isspace()
+            code = text if whole else cut(text, self.plain_stop_strings)
+        if not defines(code, names):
+            return problem.prompt + code
+        before = problem.prompt.rpartition(f"def {names[0]}")[0]  # imports and helpers
+        return f"{before}\n{code}"
 
 
 TASK = HumanEval

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bonaware.tasks import Problem, data_path, read_jsonl, require
-from bonaware.tasks._code import CodeTask
+from bonaware.tasks._code import CodeTask, cut
 
 __all__ = ["TASK", "Mbpp"]
 
@@ -43,7 +43,7 @@ class Mbpp(CodeTask):
         of a docstring to be continued. Then the sample's code is its last fenced block that
         defines what the tests call.
     seconds : float
-        Computing time of one program with its tests; by the clock it may last three times that.
+        Computing time of one program with its tests; by the clock it may last five times that.
     memory : int
         MiB that it may use.
     workers : int, optional
@@ -114,7 +114,8 @@ class Mbpp(CodeTask):
         return [*messages, {"role": "user", "content": _ask(ASK, problem)}]
 
     def program(self, problem: Problem, text: str) -> str:
-        return self.code(text, problem.answer["names"])
+        block = self.block(text, problem.answer["names"])
+        return cut(text, self.plain_stop_strings) if block is None else block
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
