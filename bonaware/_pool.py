@@ -155,10 +155,10 @@ class Pool:
             most = min(max(0.0, next_deadline - before), SLICE)
             for key, _ in selector.select(most):
                 key.data.read()
-        late = time.monotonic() - before - most
-        if late > SLICE:  # this process was stopped (Ctrl-Z), and its workers perhaps too
+        waited = time.monotonic() - before
+        if waited > most + SLICE:  # this process was stopped (Ctrl-Z), and its workers perhaps too
             for worker in self._pool:
-                worker.deadline += late
+                worker.deadline += waited
         done = []
         for worker in list(self._pool):
             result = worker.result()

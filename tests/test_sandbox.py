@@ -243,8 +243,8 @@ def test_a_program_has_its_limits_and_nothing_else(by):
             for name in ("user", "pid", "net", "ipc", "mnt", "uts"):
                 own, its = (os.readlink(f"/proc/{one}/ns/{name}") for one in ("self", pid))
                 assert its != own, name
-            mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").open()]
-            assert all("ro" in mount[5].split(",") for mount in mounts)
+            mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+            assert all("ro" in line.split()[5].split(",") for line in mounts)
         running.join()
 
 

@@ -553,7 +553,7 @@ def test_pool_interrupted_by_ctrl_c_can_be_used_again():
 
 def test_pool_time_in_which_the_caller_was_stopped_does_not_count():
     code = ("from bonaware._pool import KillablePool\n"
-            "pool = KillablePool('hostile_calls:call', workers=1, limit=2.5)\n"
+            "pool = KillablePool('hostile_calls:call', workers=1, limit=4)\n"
             "pool.map([('a',)])\n"
             "print(pool._pool[0].process.pid, flush=True)\n"
             "print(pool.map([('work',)]))\n")
@@ -561,7 +561,7 @@ def test_pool_time_in_which_the_caller_was_stopped_does_not_count():
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as caller:
         worker = int(caller.stdout.readline())
         for name in (signal.SIGSTOP, signal.SIGCONT):
-            time.sleep(0.2 if name == signal.SIGSTOP else 3)
+            time.sleep(0.2 if name == signal.SIGSTOP else 6)
             os.kill(worker, name)
             os.kill(caller.pid, name)
         assert caller.stdout.read() == "['work']\n"
