@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,10 @@ class Pool:
         limit: float = 5.0, environment: Mapping[str, str] | None = None,
     ) -> None:
         self._pool: list[_Worker] = []
-        self._start = partial(_Worker, command, setup, environment)
+        # A worker may be bound to end with the thread that started it (PR_SET_PDEATHSIG): one
+        # starts them all that lives as long as the pool.
+        self._starter = ThreadPoolExecutor(1)
+        self._start = partial(self._starter.submit, _Worker, command, setup, environment)
         self._lock = threading.Lock()
         self.workers = usable_threads() if workers is None else workers
         self.limit = limit
@@ -142,7 +146,7 @@ class Pool:
                 worker.send(*waiting.popleft(), self.limit)
         starting = sum(not worker.ready for worker in self._pool)
         while len(self._pool) < self.workers and starting < len(waiting):
-            self._pool.append(self._start())
+            self._pool.append(self._start().result())
             starting += 1
 
     def _collect(self) -> list[tuple[int, Any]]:

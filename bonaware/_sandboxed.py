@@ -252,7 +252,7 @@ def ending(status, spent):
         return "refused", "a system call such as those for processes, threads and sockets"
     if number == signal.SIGXCPU or (number == signal.SIGKILL and spent):
         return "timeout", "used up its computing time"
-    return "crashed", f"killed by {signal.Signals(number).name}"
+    return "crashed", f"killed by signal {number}, {signal.strsignal(number)}"
 
 
 def run(case, limits, supervisor, token):

@@ -146,6 +146,10 @@ def test_a_forgery_that_is_known_to_pass(sandbox):
     ("x = '\ud800'", "", Verdict("error", "UnicodeEncodeError: 'utf-8' codec can't encode "
      "character '\\ud800' in position 5: surrogates not allowed")),
     ("raise SystemExit(3)", "", Verdict("exited", "SystemExit: 3")),
+    ("import os\nos.kill(os.getpid(), 11)", "", Verdict(
+        "crashed", "killed by signal 11, Segmentation fault")),
+    ("import os\nos.kill(os.getpid(), 40)", "", Verdict(
+        "crashed", "killed by signal 40, Real-time signal 6")),
     ("import numpy", "", Verdict("error", "ModuleNotFoundError: No module named 'numpy'")),
     ("input()", "", Verdict("error", "EOFError: EOF when reading a line")),
     ("", "", Verdict("passed")),
@@ -254,6 +258,17 @@ def status(pid, name):
     except OSError:
         return ""
     return re.search(rf"^{name}:\s*(\S+)", text, re.MULTILINE)[1]
+
+
+def test_workers_outlive_the_thread_that_used_them_first(by):
+    with Sandbox(workers=1, by=by) as sandbox:
+        first = threading.Thread(target=sandbox.run, args=([Case("", "")],))
+        first.start()
+        first.join()
+        workers = processes()
+        time.sleep(0.2)
+        assert word(sandbox, RIGHT, TESTS) == "passed"
+        assert processes() == workers
 
 
 @pytest.mark.parametrize("options", [
