@@ -194,13 +194,13 @@ def _verdict(result: list[str] | Failure) -> Verdict:
 
 # -- routes ------------------------------------------------------------------
 
-# What must become of these before anything else is run: (program, word).
+# What must become of these before anything else is run: program, and words that will do.
 PROBES = (
-    ("x = 1", "passed"),
+    ("x = 1", ("passed",)),
     ("open('/proc/self/mem', 'rb')", ("error", "refused")),
     ("import os; os.mkdir('/tmp/bonaware')", ("error", "refused")),
-    ("import socket; socket.socket()", "refused"),
-    ("import os; os.kill(os.getppid(), 0)", "refused"),
+    ("import socket; socket.socket()", ("refused",)),
+    ("import os; os.kill(os.getppid(), 0)", ("refused",)),
 )
 
 
