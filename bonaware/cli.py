@@ -58,6 +58,7 @@ examples:
   bonaware evaluate --model models/Qwen3-0.6B --task gsm8k \\
                     --policy prune:n=16,checkpoints=64,fractions=0.5
   bonaware evaluate --samples recorded.jsonl --rewards correct --scores reward_model
+  bonaware evaluate --samples completions.jsonl --task humaneval
   bonaware evaluate --samples run.sqlite
 
 Without --model, --task and --samples the embedded model and verifier are measured on 300
@@ -188,7 +189,7 @@ def _report_path(run: Any, args: argparse.Namespace) -> Path | None:
 
 
 def _check_evaluate(args: argparse.Namespace) -> None:
-    if args.samples and (args.model or args.task):
+    if args.samples and args.model:
         raise UsageError("give --samples, or --model and --task, not both")
     if args.samples and args.policy:
         raise UsageError("--policy decides what is drawn; --samples are drawn: see "
@@ -231,15 +232,22 @@ def _need(module: str, sentence: str) -> None:
 
 
 def _recorded(args: argparse.Namespace) -> Any:
-    named = {name: getattr(args, name) for name in ("rewards", "answers", "gold", "problem")}
-    run = bonaware.evaluate_recorded(args.samples, **named, scores=args.scores, k=args.k)
+    fields = ("rewards", "answers", "gold", "problem", "texts")
+    named = {name: getattr(args, name) for name in fields}
+    task = bonaware.tasks.get(args.task, **dict(args.task_option)) if args.task else None
+    run = bonaware.evaluate_recorded(
+        args.samples, task, split=args.split, **named, scores=args.scores, k=args.k
+    )
     _say_settings(run.settings)
+    _say_remarks(task)
     return run
 
 
 def _drawn(args: argparse.Namespace) -> Any:
     task = bonaware.tasks.get(args.task, **dict(args.task_option))
-    task.load(split=args.split, limit=1)  # missing data are said before a large model is read
+    # What is missing is said before a large model is read.
+    task.load(split=args.split, limit=1)
+    judging = task.settings()
     policy = bonaware.policies.get(args.policy[0], **args.policy[1]) if args.policy else None
     judged = policy is not None and policy.judged
     verifiers = {
@@ -255,16 +263,19 @@ def _drawn(args: argparse.Namespace) -> Any:
     _say_settings(
         lm.settings()
         | {"task": task.name, **dict(args.task_option), "split": args.split, "limit": args.limit}
+        | judging
         | {"verifiers": ", ".join(verifiers), "n": _n_of(args, policy), "seed": args.seed}
         | ({"policy": repr(policy), "guide": guide} if policy else {})
         | sampling | defaults | given
     )  # fmt: skip
     if store:
         _say(f"store: {store}{' (continued)' if Path(store).exists() else ''}")
-    return bonaware.evaluate(
+    run = bonaware.evaluate(
         lm, task, args.n, policy=policy, k=args.k, verifiers=verifiers, limit=args.limit,
         split=args.split, rng=args.seed, store=store, progress=True, **sampling,
     )  # fmt: skip
+    _say_remarks(task)
+    return run
 
 
 def _made_verifier(name: str, options: dict[str, Any], args: argparse.Namespace) -> Any:
@@ -503,6 +514,11 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _say_remarks(task: Any) -> None:
+    if task is not None and (remarks := task.remarks()):
+        _say(remarks)
+
+
 def _say_settings(settings: dict[str, Any]) -> None:
     shown = {name: value for name, value in settings.items()
              if name not in HIDDEN and value is not None}
@@ -608,7 +624,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "bonaware evaluate [options]\n"
         "       bonaware evaluate --model FOLDER --task NAME [options]\n"
-        "       bonaware evaluate --samples FILE [options]"
+        "       bonaware evaluate --samples FILE [--task NAME] [options]"
     )
     what = parser.add_argument_group("what to evaluate")
     what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder, or the name of an "
@@ -643,6 +659,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
                           help="field to select by; may be repeated")  # fmt: skip
     recorded.add_argument("--answers", metavar="FIELD", help="field with the answers that vote")
     recorded.add_argument("--gold", metavar="FIELD", help="field with the right answer")
+    recorded.add_argument("--texts", metavar="FIELD", help="field with what --task judges")
     recorded.add_argument("--problem", metavar="FIELD", help="field that names the problem")
 
 

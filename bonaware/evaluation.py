@@ -310,7 +310,7 @@ def evaluate(
         A setting is out of range, or the store was begun with other settings; the message
         names each difference.
     RuntimeError
-        Another process draws into this store.
+        Another process draws into this store, or the task cannot judge on this machine.
     StoreError
         The store cannot be written; samples finished before are safe.
 
@@ -339,6 +339,7 @@ def evaluate(
         raise no_curves(policy)
     which_k(k, n)
     task = tasks.get(task) if isinstance(task, str) else task
+    judging = task.settings()  # said now, and not after drawing, where it cannot judge
     judges = _verifiers(verifiers, task, lm)
     problems = task.load(split=split, limit=limit)
     if not problems:
@@ -368,7 +369,7 @@ def evaluate(
         if by_policy is not None:
             settings |= by_policy.settings
         if db is not None:
-            db.begin(settings, _rows(problems, prompts, tokens), _session(lm))
+            db.begin(settings, _rows(problems, prompts, tokens), _session(lm) | judging)
         kept = [] if db is None else list(db.samples(len(problems), n))
         if by_policy is None:
             requests = _requests(tokens, kept, n)
@@ -383,7 +384,7 @@ def evaluate(
         )
         whole = samples.whole()
         rewards = task.rewards(problems, whole.text)
-        answers = _answers(task, problems, whole.text)
+        answers = answers_to(task, problems, whole.text)
         known = {} if by_policy is None else by_policy.scores
         scores = {name: known[name] if name in known else judge.score(problems, whole)
                   for name, judge in judges.items()}
@@ -614,7 +615,7 @@ def _draw(
     return True
 
 
-def _answers(task, problems, texts) -> list[list[str | None]] | None:
+def answers_to(task, problems, texts) -> list[list[str | None]] | None:
     """What each sample votes for; None where no sample votes."""
     answers = [
         _answers_of(task, problem, row) for problem, row in zip(problems, texts, strict=True)

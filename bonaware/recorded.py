@@ -1,7 +1,8 @@
 """Recorded samples: rewards, scores and answers that someone else has written down.
 
 Reads JSONL in two forms, one row per problem (lists of n) or one row per sample, and the
-stores of earlier runs. What it reads is data and is never executed.
+stores of earlier runs. Texts without rewards are judged by a task. What it reads is data and is
+never executed here; a task whose samples are programs runs them in its sandbox.
 """
 
 import itertools
@@ -14,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware import policies
-from bonaware.evaluation import Run
+from bonaware import policies, tasks
+from bonaware.evaluation import Run, answers_to
 from bonaware.policies import Policy
 from bonaware.policy_run import PolicyRun, no_curves
 from bonaware.samples import Samples
 from bonaware.store import Store
-from bonaware.tasks import Problem, read_jsonl
+from bonaware.tasks import Problem, Task, read_jsonl
 
 __all__ = ["evaluate_recorded"]
 
@@ -29,6 +30,8 @@ REWARDS = ("rewards", "reward", "correct", "is_correct", "passed", "score")
 SCORES = ("scores", "pred_score", "rm_score", "score")
 ANSWERS = ("answers", "pred", "preds", "predictions", "extracted_answer", "all_answers")
 GOLD = ("gold", "gold_answer", "target")
+TEXTS = ("texts", "text", "completions", "completion", "samples", "sample", "responses",
+         "response", "generations", "generation", "solutions", "solution", "outputs", "output")
 PROBLEM = ("problem", "problem_id", "question_id", "task_id", "idx", "id", "prompt", "question")
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -42,11 +45,15 @@ class _Fields(NamedTuple):
     answers: str | None
     gold: str | None
     problem: str | None
+    texts: str | None
 
 
 def evaluate_recorded(
     path: str | os.PathLike[str],
+    task: str | Task | None = None,
     *,
+    split: str = "test",
+    texts: str | None = None,
     rewards: str | None = None,
     scores: Sequence[str] | None = None,
     answers: str | None = None,
@@ -61,6 +68,15 @@ def evaluate_recorded(
     path : str or path
         A JSONL file with one row per problem, whose fields are lists with one entry per
         sample, or with one row per sample; or the store of an earlier run.
+    task : str or task, optional
+        Judges recorded texts: a name of `bonaware.tasks.available()`, or an object like those.
+        Each row then names its problem by the id it has in the task.
+    split : str
+        Of the task's data.
+    texts : str, optional
+        Field with the texts that the task judges. Default: the first of texts, text,
+        completions, completion, samples, sample, responses, response, generations, generation,
+        solutions, solution, outputs, output.
     rewards : str, optional
         Field with the truth: numbers, or true and false. Default: the first that is there of
         rewards, reward, correct, is_correct, passed, score.
@@ -89,7 +105,10 @@ def evaluate_recorded(
     ------
     ValueError
         A field is missing, or a row does not fit; the message names file, line and field. Or
-        k is given and a policy decided how much was drawn.
+        k is given and a policy decided how much was drawn, or a task and something else that
+        gives the rewards.
+    RuntimeError
+        The task cannot judge on this machine.
 
     Notes
     -----
@@ -108,34 +127,50 @@ def evaluate_recorded(
     (array([0.5, 1. ]), {'rm': 0.0, 'majority': 1.0})
     >>> folder.cleanup()
     """
+    if (texts if task is None else rewards or gold):
+        raise ValueError("rewards are in a field, or come from a task that judges texts: give "
+                         "rewards or gold without a task, texts with one")
     path = Path(path)
     with path.open("rb") as file:
         if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
+            if task is not None:
+                raise ValueError(f"{path}: a store has rewards; a task judges texts in JSONL")
             return _from_store(path, k)
     rows = read_jsonl(path)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path}: need at least one row, but the file is empty")
-    named = {"rewards": rewards, "answers": answers, "gold": gold, "problem": problem}
-    table = _Table(_choose(f"{path}, line {first[0]}", first[1], named, scores))
+    named = {"rewards": rewards, "answers": answers, "gold": gold, "problem": problem,
+             "texts": texts}
+    task = tasks.get(task) if isinstance(task, str) else task
+    table = _Table(
+        _choose(f"{path}, line {first[0]}", first[1], named, scores, judged=task is not None),
+        None if task is None else {one.id: one for one in task.load(split)},
+    )
     for line, row in itertools.chain([first], rows):
         try:
             table.add(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
-    return table.run(path, k)
+    return table.run(path, k, task)
 
 
 def _choose(
-    where: str, row: dict[str, Any], named: dict[str, str | None], scores: Sequence[str] | None
+    where: str, row: dict[str, Any], named: dict[str, str | None], scores: Sequence[str] | None,
+    judged: bool,
 ) -> _Fields:
     """Which field holds what, from the names given and the first row."""
     for name in filter(None, (*named.values(), *(scores or ()))):
         if name not in row:
             raise ValueError(f"{where}: need the field {name!r}, found {', '.join(row)}")
-    gold, answers = named["gold"], named["answers"]
-    rewards = named["rewards"] or (None if gold else _first(row, REWARDS))
-    if rewards is None:
+    gold, answers, texts = named["gold"], named["answers"], named["texts"]
+    rewards = named["rewards"] or (None if gold or judged else _first(row, REWARDS))
+    if judged:
+        texts = texts or _first(row, TEXTS)
+        if texts is None:
+            raise ValueError(f"{where}: need a field with texts; name it, or call it "
+                             f"{', '.join(TEXTS)}; found {', '.join(row)}")
+    elif rewards is None:
         gold = gold or _first(row, GOLD)
         answers = answers or _first(row, ANSWERS)
         if gold is None or answers is None:
@@ -143,7 +178,7 @@ def _choose(
                 f"{where}: need a field with rewards, or one with answers and one with the right "
                 f"answer; name them, or call them {', '.join(REWARDS)}; found {', '.join(row)}"
             )
-    wide = isinstance(row[rewards or answers or ""], list)
+    wide = isinstance(row[texts or rewards or answers or ""], list)
 
     def fits(name: str) -> bool:
         return name != rewards and (isinstance(row[name], list) or not wide)
@@ -153,13 +188,14 @@ def _choose(
         more = [name for name in row if name.startswith("score_") and fits(name)]
         scores = ([first] if first else []) + more
     problem = named["problem"] or _first(row, PROBLEM)
-    if problem is None and not wide:
+    if problem is None and (judged or not wide):
+        what = "a task" if judged else "one row per sample"
         raise ValueError(
-            f"{where}: one row per sample needs a field that names the problem; name it, or call "
+            f"{where}: {what} needs a field that names the problem; name it, or call "
             f"it {', '.join(PROBLEM)}; found {', '.join(row)}"
         )
     answers = answers or _first(row, filter(fits, filter(row.__contains__, ANSWERS)))
-    return _Fields(wide, rewards, tuple(scores), answers, gold, problem)
+    return _Fields(wide, rewards, tuple(scores), answers, gold, problem, texts)
 
 
 def _first(row: dict[str, Any], names: Iterable[str]) -> str | None:
@@ -167,19 +203,21 @@ def _first(row: dict[str, Any], names: Iterable[str]) -> str | None:
 
 
 class _Table:
-    """Problems in order of appearance, each with lists of rewards, scores and answers."""
+    """Problems in order of appearance, each with lists of rewards, scores, answers and texts."""
 
-    def __init__(self, fields: _Fields) -> None:
+    def __init__(self, fields: _Fields, known: dict[str, Problem] | None) -> None:
         self.fields = fields
+        self.known = known  # problems of the task that judges, by id
         self.ids: list[str] = []
         self.place: dict[str, int] = {}  # one row per sample: id -> problem
         self.rewards: list[list[float]] = []
         self.scores: list[list[list[float]]] = []  # [problem][sample][field]
         self.answers: list[list[str | None]] = []
+        self.texts: list[list[str | None]] = []
 
     def add(self, row: dict[str, Any]) -> None:
         fields = self.fields
-        named = filter(None, (fields.rewards, fields.answers, *fields.scores))
+        named = filter(None, (fields.rewards, fields.answers, fields.texts, *fields.scores))
         columns = {name: self._entries(row, name) for name in named}
         lengths = {name: len(entries) for name, entries in columns.items()}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
@@ -187,7 +225,10 @@ class _Table:
         count = next(iter(lengths.values()))
         votes = columns[fields.answers] if fields.answers else [None] * count
         answers = [_text(vote, fields.answers) for vote in votes]
-        if fields.rewards is None:
+        texts = [_text(text, fields.texts) for text in columns.get(fields.texts or "", ())]
+        if fields.texts:
+            rewards = [np.nan] * count
+        elif fields.rewards is None:
             gold = _text(self._value(row, fields.gold or ""), fields.gold)
             rewards = [float(answer is not None and answer == gold) for answer in answers]
         else:
@@ -196,6 +237,7 @@ class _Table:
         p = self._problem(row)
         self.rewards[p] += rewards
         self.answers[p] += answers
+        self.texts[p] += texts
         self.scores[p] += scores
 
     def _value(self, row: dict[str, Any], name: str) -> Any:
@@ -215,28 +257,41 @@ class _Table:
         """Position of the row's problem; in the wide form every row is one."""
         name, p = self.fields.problem, len(self.ids)
         key = str(self._value(row, name)) if name else str(p)
+        if self.known is not None and key not in self.known:
+            raise ValueError(f"{name} must be the id of a problem of the task, such as "
+                             f"{next(iter(self.known), None)!r}, found {key!r:.80}")
         if not self.fields.wide:
             p = self.place.setdefault(key, p)
         if p == len(self.ids):
             self.ids.append(key)
-            for column in (self.rewards, self.scores, self.answers):
+            for column in (self.rewards, self.scores, self.answers, self.texts):
                 column.append([])
         return p
 
-    def run(self, path: Path, k: Sequence[int] | None) -> Run:
+    def run(self, path: Path, k: Sequence[int] | None, task: Task | None) -> Run:
         n = max(map(len, self.rewards))
         scores = {
             name: _pad([[sample[j] for sample in row] for row in self.scores], n)
             for j, name in enumerate(self.fields.scores)
         }
-        answers = [row + [None] * (n - len(row)) for row in self.answers]
+        answers: Any = [row + [None] * (n - len(row)) for row in self.answers]
+        answers = answers if any(map(any, answers)) else None
         settings = {"recorded": path.name, **self.fields._asdict()}
+        if task is None or self.known is None:
+            problems = [Problem(name, "", None, {}) for name in self.ids]
+            rewards = _pad(self.rewards, n)
+        else:
+            settings |= {"task": task.name, **task.settings()}
+            problems = [self.known[name] for name in self.ids]
+            texts = [row + [None] * (n - len(row)) for row in self.texts]
+            rewards = task.rewards(problems, texts)
+            answers = answers or answers_to(task, problems, texts)
         return Run(
-            problems=[Problem(name, "", None, {}) for name in self.ids],
+            problems=problems,
             samples=None,
-            rewards=_pad(self.rewards, n),
+            rewards=rewards,
             scores=scores,
-            answers=answers if any(map(any, answers)) else None,
+            answers=answers,
             settings=settings,
             k=k,
         )

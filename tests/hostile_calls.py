@@ -9,6 +9,9 @@ import time
 def call(what):
     if what == "sleep":
         time.sleep(1000)
+    if what == "work":
+        while time.process_time() < 0.5:
+            pass
     if what == "loop":
         while True:
             pass

@@ -450,7 +450,7 @@ def test_config_counts_the_measured_routes_instead_of_listing_them(capsys, tmp_p
     ([*EVALUATE, "--report", "none/x.html"], "--report none/x.html: none is no folder"),
     ([*EVALUATE, "--report", "x", "--no-report"], "not allowed with argument --report"),
     ([*EVALUATE, "--verifier", "likelihood:x"], "likelihood:x: need NAME=VALUE, got 'x'"),
-    (["evaluate", "--samples", "f", "--task", "t"], "not both"),
+    (["evaluate", "--samples", "f", "--model", "m"], "not both"),
     (["evaluate", "--samples", "f", "--export", "x.jsonl"], "it needs --model and a store"),
     (["evaluate", "--samples", "f", "--n", "8"], "--n is for drawing; --samples are drawn"),
     (["evaluate", "--samples", "f", "--policy", "best_of_n"], "--samples are drawn: see bonaware"),

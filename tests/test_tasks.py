@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from bonaware import tasks
+from bonaware._pool import Failure, KillablePool
 from bonaware.tasks import Problem
 from bonaware.tasks._boxed import last_boxed
-from bonaware.tasks._pool import Failure, KillablePool
 from bonaware.tasks.gsm8k import last_number
 from bonaware.tasks.keywords import forms
 from bonaware.tasks.math import plain_latex
@@ -56,7 +57,7 @@ def test_an_unknown_task_lists_those_there_are():
         tasks.get(8)
 
 
-@pytest.mark.parametrize("name", ["_pool", "../os", "gsm8k.re", ""])
+@pytest.mark.parametrize("name", ["_compare", "../os", "gsm8k.re", ""])
 def test_private_modules_and_paths_are_no_tasks(name):
     with pytest.raises(ValueError, match="there is no"):
         tasks.get(name)
@@ -507,7 +508,7 @@ def test_pool_close_ends_its_processes_and_a_later_map_starts_others():
 
 
 def test_pool_workers_end_with_their_caller(tmp_path):
-    code = ("import os, signal; from bonaware.tasks._pool import KillablePool\n"
+    code = ("import os, signal; from bonaware._pool import KillablePool\n"
             "print(*KillablePool('hostile_calls:process_id', workers=1).map([()]), flush=True)\n"
             "os.kill(os.getpid(), signal.SIGKILL)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
@@ -530,7 +531,7 @@ def alive(pid):
 def test_pool_works_in_a_script_without_a_main_guard(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from bonaware.tasks._pool import KillablePool\n"
+        "from bonaware._pool import KillablePool\n"
         "print(KillablePool('operator:add', workers=1).map([(1, 2)]))\n")
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
@@ -538,7 +539,7 @@ def test_pool_works_in_a_script_without_a_main_guard(tmp_path):
 
 
 def test_pool_interrupted_by_ctrl_c_can_be_used_again():
-    code = ("import signal, time; from bonaware.tasks._pool import KillablePool\n"
+    code = ("import signal, time; from bonaware._pool import KillablePool\n"
             "pool = KillablePool('hostile_calls:call', workers=1, limit=100)\n"
             "pool.map([('a',)])\n"
             "signal.signal(signal.SIGALRM, signal.default_int_handler); signal.alarm(1)\n"
@@ -548,6 +549,22 @@ def test_pool_interrupted_by_ctrl_c_can_be_used_again():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert (run.stdout, run.stderr) == ("True ['b']\n", "")
+
+
+def test_pool_time_in_which_the_caller_was_stopped_does_not_count():
+    code = ("from bonaware._pool import KillablePool\n"
+            "pool = KillablePool('hostile_calls:call', workers=1, limit=4)\n"
+            "pool.map([('a',)])\n"
+            "print(pool._pool[0].process.pid, flush=True)\n"
+            "print(pool.map([('work',)]))\n")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as caller:
+        worker = int(caller.stdout.readline())
+        for name in (signal.SIGSTOP, signal.SIGCONT):
+            time.sleep(0.2 if name == signal.SIGSTOP else 6)
+            os.kill(worker, name)
+            os.kill(caller.pid, name)
+        assert caller.stdout.read() == "['work']\n"
 
 
 @pytest.mark.parametrize(("function", "reason"), [

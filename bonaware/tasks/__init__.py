@@ -5,6 +5,7 @@ a class whose options are keywords. What a task must offer stands in the class `
 Nothing is downloaded: a task that needs data names the file it looked for.
 """
 
+import gzip
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,20 @@ class Task:
                  if text is not None}
         return [None if text is None else known[text] for text in texts]
 
+    def settings(self) -> dict[str, Any]:
+        """How samples are judged on this machine, for those who read about a run.
+
+        Raises
+        ------
+        RuntimeError
+            They cannot be judged here.
+        """
+        return {}
+
+    def remarks(self) -> str:
+        """What one should know of how the last samples were judged; "" for nothing."""
+        return ""
+
     def check_split(self, split: str, *splits: str) -> None:
         """Refuse a split that the task does not have."""
         if split not in splits:
@@ -132,7 +147,7 @@ def available() -> tuple[str, ...]:
     Examples
     --------
     >>> available()
-    ('countdown', 'gsm8k', 'jsonl', 'keywords', 'math')
+    ('countdown', 'gsm8k', 'humaneval', 'jsonl', 'keywords', 'math', 'mbpp')
     """
     return _lookup.available(__name__)
 
@@ -146,6 +161,7 @@ def get(name: str, **options: Any) -> Task:
         One of `available()`:
         "gsm8k", grade-school problems with whole numbers as answers;
         "math", competition problems compared by math-verify;
+        "humaneval" and "mbpp", Python programs whose tests run in a sandbox;
         "countdown", reaching a target from given numbers, made by a seed;
         "keywords", openings that must go on with given words, shipped with the package;
         "jsonl", any file of prompts and answers.
@@ -199,6 +215,8 @@ def data_path(folder: str, path: str | Path | None) -> Path:
 def read_jsonl(path: str | Path, limit: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number, from 1, and object of each line of a JSONL file; blank lines are left out.
 
+    A file whose name ends in .gz is unpacked on the way.
+
     Raises
     ------
     ValueError
@@ -206,7 +224,8 @@ def read_jsonl(path: str | Path, limit: int | None = None) -> Iterator[tuple[int
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be >= 0 or None, got {limit}")
-    with open(path, encoding="utf-8") as file:
+    opened = gzip.open if Path(path).suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for count, (number, line) in enumerate(lines):
             if count == limit:

@@ -82,7 +82,7 @@ class Math(Task):
             raise ValueError(f"dataset must be one of {', '.join(FILES)}, got {dataset!r}")
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError("task math needs math-verify: pip install 'bonaware[math]'")
-        from bonaware.tasks._pool import KillablePool
+        from bonaware._pool import KillablePool
 
         self.dataset, self.path, self.chat = dataset, path, chat
         self.stop_strings = () if chat else ("Problem:",)
@@ -132,7 +132,7 @@ class Math(Task):
                           for row in pairs)
 
     def _compare_all(self, pairs: set[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        from bonaware.tasks._pool import Failure
+        from bonaware._pool import Failure
 
         right = {(gold, got): float(plain_latex(gold) == got) for gold, got in pairs}
         unequal = sorted(pair for pair, reward in right.items() if not reward and pair[1])

@@ -1,8 +1,12 @@
-"""A pool of processes that can be killed: for functions that may hang, crash or eat memory.
+"""Pools of processes that can be killed: for work that may hang, crash or eat memory.
 
 Each worker is a fresh interpreter (never a fork, and the caller's main module is not run
 again), does one call at a time, and is killed and replaced when the call takes too long.
 Arguments and results travel as JSON: nothing a worker writes can run code in the caller.
+
+A worker is any command that speaks in lines: it reads its setup and answers {"value": null}
+when it is ready; then it reads the arguments of each call and answers {"value": result}.
+{"error": sentence} says why there is no value.
 """
 
 import importlib
@@ -16,21 +20,27 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from functools import partial
+from typing import IO, Any, Self
 
-__all__ = ["Failure", "KillablePool"]
+from bonaware._limits import usable_threads
+
+__all__ = ["TOO_LONG", "Failure", "KillablePool", "Pool"]
 
 # Imports of a worker may be slow on a loaded machine; a call's limit starts after them.
 START_SECONDS = 120.0
 MEMORY = 4 << 30  # bytes of address space of one worker
+TOO_LONG = "took too long"
+SLICE = 1.0  # seconds of one wait: a much longer one shows that this process was stopped
 BOOT = """\
 import json, sys
 setup = json.loads(sys.stdin.buffer.readline())
 sys.path[:] = setup["path"]
-from bonaware.tasks._pool import serve
+from bonaware._pool import serve
 serve(setup)
 """
 
@@ -42,46 +52,45 @@ class Failure:
     reason: str
 
 
-class KillablePool:
-    """Calls a function in worker processes, each call with a hard time limit.
+class Pool:
+    """Workers of one kind, each call with a hard time limit.
 
     Parameters
     ----------
-    function : str
-        "module:name"; takes and returns what JSON can hold. Only the workers import it.
+    command : sequence of str
+        Starts a worker.
+    setup : mapping
+        What each worker reads first.
     workers : int, optional
         Processes, >= 1. Default: the CPUs this process may use.
     limit : float
         Seconds of wall-clock time of one call.
+    environment : mapping, optional
+        Of the workers. Default: that of this process.
 
     Raises
     ------
     ValueError
-        The function is not named like that, or a bound is broken.
-
-    Examples
-    --------
-    >>> with KillablePool("operator:truediv", workers=1) as pool:
-    ...     pool.map([(1, 2), (1, 0)])
-    [0.5, Failure(reason='ZeroDivisionError: division by zero')]
+        A bound is broken.
     """
 
     def __init__(
-        self, function: str, workers: int | None = None, limit: float = 5.0
+        self, command: Sequence[str], setup: Mapping[str, Any], workers: int | None = None,
+        limit: float = 5.0, environment: Mapping[str, str] | None = None,
     ) -> None:
         self._pool: list[_Worker] = []
-        module, colon, name = function.partition(":")
-        if not (module and colon and name):
-            raise ValueError(f"function must be 'module:name', got {function!r}")
-        self.workers = _cpus() if workers is None else workers
+        # A worker may be bound to end with the thread that started it (PR_SET_PDEATHSIG): one
+        # starts them all that lives as long as the pool.
+        self._starter = ThreadPoolExecutor(1)
+        self._start = partial(self._starter.submit, _Worker, command, setup, environment)
+        self._lock = threading.Lock()
+        self.workers = usable_threads() if workers is None else workers
         self.limit = limit
         if self.workers < 1 or not limit > 0:
             raise ValueError(f"need workers >= 1 and limit > 0, got {workers} and {limit}")
-        self._setup = {"module": module, "name": name, "limit": limit, "path": sys.path}
-        self._lock = threading.Lock()
 
     def map(self, calls: Iterable[Sequence[Any]]) -> list[Any]:
-        """Results of ``function(*arguments)``, in the order of the calls.
+        """What the workers answer, in the order of the calls.
 
         Parameters
         ----------
@@ -91,7 +100,7 @@ class KillablePool:
         Returns
         -------
         list
-            What each call returned, or a Failure: it raised, took longer than the limit,
+            The result of each call, or a Failure: it raised, took longer than the limit,
             or its process ended.
 
         Raises
@@ -117,7 +126,7 @@ class KillablePool:
         with self._lock:
             self._kill_all()
 
-    def __enter__(self) -> "KillablePool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,17 +146,23 @@ class KillablePool:
                 worker.send(*waiting.popleft(), self.limit)
         starting = sum(not worker.ready for worker in self._pool)
         while len(self._pool) < self.workers and starting < len(waiting):
-            self._pool.append(_Worker(self._setup))
+            self._pool.append(self._start().result())
             starting += 1
 
     def _collect(self) -> list[tuple[int, Any]]:
-        """Wait for one worker at least; results of finished and failed calls."""
+        """Wait a little for the workers; results of finished and failed calls."""
         with selectors.DefaultSelector() as selector:
             for worker in self._pool:
                 selector.register(worker.output, selectors.EVENT_READ, worker)
+            before = time.monotonic()
             next_deadline = min(worker.deadline for worker in self._pool)
-            for key, _ in selector.select(max(0.0, next_deadline - time.monotonic())):
+            most = min(max(0.0, next_deadline - before), SLICE)
+            for key, _ in selector.select(most):
                 key.data.read()
+        waited = time.monotonic() - before
+        if waited > most + SLICE:  # this process was stopped (Ctrl-Z), and its workers perhaps too
+            for worker in self._pool:
+                worker.deadline += waited
         done = []
         for worker in list(self._pool):
             result = worker.result()
@@ -158,24 +173,51 @@ class KillablePool:
         return done
 
 
+class KillablePool(Pool):
+    """Calls a function in worker processes, each call with a hard time limit.
+
+    Parameters
+    ----------
+    function : str
+        "module:name"; takes and returns what JSON can hold. Only the workers import it.
+    workers, limit : optional
+        As in Pool.
+
+    Raises
+    ------
+    ValueError
+        The function is not named like that, or a bound is broken.
+
+    Examples
+    --------
+    >>> with KillablePool("operator:truediv", workers=1) as pool:
+    ...     pool.map([(1, 2), (1, 0)])
+    [0.5, Failure(reason='ZeroDivisionError: division by zero')]
+    """
+
+    def __init__(
+        self, function: str, workers: int | None = None, limit: float = 5.0
+    ) -> None:
+        module, colon, name = function.partition(":")
+        setup = {"module": module, "name": name, "limit": limit, "path": sys.path}
+        super().__init__([sys.executable, "-P", "-c", BOOT], setup, workers, limit)
+        if not (module and colon and name):
+            raise ValueError(f"function must be 'module:name', got {function!r}")
+
+
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a worker process has no pipes")
     return process.stdin, process.stdout
 
 
-def _cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Worker:
     """One process: starting, then idle or in a call, then dead."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, command: Sequence[str], setup: Mapping[str, Any],
+                 environment: Mapping[str, str] | None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", BOOT],
+            command, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal is the caller's, not ours
         )
@@ -184,7 +226,7 @@ class _Worker:
         self.call: int | None = None
         self.deadline = time.monotonic() + START_SECONDS
         self._buffer = b""
-        self._write(setup)
+        self._write(dict(setup))
 
     @property
     def idle(self) -> bool:
@@ -210,7 +252,7 @@ class _Worker:
         if self.dead:
             reason = f"the worker ended with code {self.kill()}"
         elif time.monotonic() >= self.deadline:
-            reason = "took too long"
+            reason = TOO_LONG
             self.kill()
         if reason is None:
             return None
