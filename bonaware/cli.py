@@ -482,7 +482,7 @@ def _flag(field: dataclasses.Field) -> dict[str, Any]:
 
 def _lm_eval(args: argparse.Namespace) -> bool:
     """The harness's own command line, with bonaware among its models and filters."""
-    import bonaware.integrations.lm_eval  # noqa: F401 - registers them
+    importlib.import_module("bonaware.integrations.lm_eval")  # registers them
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["bonaware lm-eval", *args.words]

@@ -27,7 +27,7 @@ from bonaware.samples import Sample, Samples
 from bonaware.tasks import Problem
 
 try:
-    import lm_eval.models  # its own models: it looks for them only while it knows none
+    import lm_eval.models  # noqa: F401 - its own models: it looks for them only while it knows none
     from lm_eval.api.filter import Filter
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_filter, register_model
@@ -282,7 +282,7 @@ def _seed_of_harness() -> int:
 
     NumPy's generator is not advanced: tasks that use it see what they see with other models.
     """
-    copied = np.random.RandomState()  # noqa: NPY002 - it is what the harness seeds
+    copied = np.random.RandomState()
     copied.set_state(np.random.get_state())  # noqa: NPY002
     return int(copied.randint(2**31))
 
