@@ -1,6 +1,7 @@
 """What tests of the evaluation harnesses share: a checkpoint with a tokenizer, local tasks."""
 
 import json
+import re
 import string
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def write_model(folder):
 def write_rows(path, rows):
     Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
+
+
+def run_example(harness):
+    """The names that the example of docs/harnesses.md for a harness leaves behind."""
+    docs = Path(__file__).parents[1] / "docs" / "harnesses.md"
+    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```", docs.read_text(), re.M | re.S)
+               if f"bonaware.integrations.{harness}" in code)
+    names = {}
+    exec(compile(code, docs.name, "exec"), names)
+    return names

@@ -1,10 +1,11 @@
 """inspect_ai as released, with bonaware as its provider; its own `hf` provider is the oracle."""
 
 import asyncio
+from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
-from harnesses import write_model
+from harnesses import run_example, write_model
 
 pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
 pytest.importorskip("bonaware._engine", reason="the engine is not built")
@@ -17,6 +18,7 @@ from inspect_ai.model import (
     get_model,
 )
 from inspect_ai.scorer import Score, pattern
+from inspect_ai.scorer._reducer import create_reducers
 from inspect_ai.tool import ToolInfo
 
 import bonaware as bon
@@ -95,12 +97,18 @@ def test_greedy_texts_equal_those_of_the_hf_provider(folder, lm, tmp_path):
     pytest.importorskip("torch", reason="the oracle needs torch").set_num_threads(1)
     pytest.importorskip("transformers", reason="the oracle needs transformers")
     theirs = get_model("hf/ascii", config=GenerateConfig(max_tokens=LENGTH), memoize=False,
-                       model_path=str(folder), do_sample=False, use_chat_template=False)
-    mine = model(lm, {"temperature": 0.0}, chat=False)
+                       model_path=str(folder), do_sample=False,
+                       tokenizer_call_args={"add_special_tokens": False})  # the template has them
+    mine = model(lm, {"temperature": 0.0})
     theirs, _ = evaluate(theirs, tmp_path)
     mine, _ = evaluate(mine, tmp_path)
     assert {key: s.output.completion for key, s in mine.items()} == {
         key: s.output.completion for key, s in theirs.items()}
+
+
+def test_without_chat_the_text_of_the_messages_is_continued(lm):
+    want = lm.generate(["Hi"], 1, max_new_tokens=LENGTH, rng=0)
+    assert ask(model(lm, chat=False)).completion == want.text[0][0]
 
 
 def test_settings_reach_the_engine(lm, tmp_path):
@@ -216,6 +224,12 @@ def test_best_of_equals_the_estimators():
             bon.estimators.pass_at_k(4, 2, k))
 
 
+def test_best_of_more_epochs_than_are_scored_has_no_value():
+    made = scores(["C", float("nan"), "I"])
+    assert np.isnan(adapter.best_of(3)(made).value)
+    assert adapter.best_of(2)(made).value == 0.5  # both have the same score
+
+
 def test_votes_are_on_answers():
     made = scores(["I", "C", "C"], ["7", "4", "4"], [-0.1, -3.0, -4.0])
     assert adapter.majority()(made).answer == "4"
@@ -229,8 +243,8 @@ def test_a_reducer_says_what_scores_it_needs():
 
 
 def test_reducers_work_in_an_evaluation_beside_those_of_inspect(lm, tmp_path):
-    reducers = ["bonaware/best_of_16", "pass_at_4", "bonaware/majority", adapter.best_of(
-        4, perfect=True)]
+    reducers = [adapter.best_of(16), *create_reducers(["pass_at_4"]), adapter.majority(),
+                adapter.best_of(4, perfect=True)]
     samples, log = evaluate(model(lm, ahead=16), tmp_path, epochs=16, reducers=reducers)
     right = np.array([[samples[p, e].scores["with_likelihood"].value == "C"
                        for e in range(1, 17)] for p in range(3)], float)
@@ -240,6 +254,25 @@ def test_reducers_work_in_an_evaluation_beside_those_of_inspect(lm, tmp_path):
     assert taken == pytest.approx(bon.estimators.best_of_k(right, 16, scores=logp).mean())
     assert passed == same == pytest.approx(
         bon.estimators.pass_at_k(np.full(3, 16), right.sum(1).astype(int), 4).mean())
+
+
+def test_an_installed_package_gives_names_to_provider_and_reducers(folder):
+    points = entry_points(group="inspect_ai")
+    if "bonaware" not in points.names:
+        pytest.skip("bonaware is not installed but read from its sources")
+    assert isinstance(get_model(f"bonaware/{folder}").api, adapter.BonawareAPI)
+    reduce, _ = create_reducers(["bonaware/best_of_2", "bonaware/weighted_majority"])
+    assert reduce(scores(["C", "I"], logp=[-1.0, -2.0])).value == 1.0
+
+
+# -- the example of the docs -----------------------------------------------------------
+
+
+def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_example("inspect_ai")
+    plain, best, passed = (s.metrics["accuracy"].value for s in names["log"].results.scores)
+    assert plain < best <= passed
 
 
 # -- epochs that stop early --------------------------------------------------------

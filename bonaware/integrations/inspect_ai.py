@@ -9,6 +9,7 @@ a function of (seed, prompt, i), so neither changes what is drawn. docs/harnesse
 """
 
 import itertools
+import math
 import queue
 import threading
 import time
@@ -150,7 +151,7 @@ class BonawareAPI(ModelAPI):
         number of epochs. 1: none.
     chat : bool, optional
         Whether messages go through the model's chat template; default: where it has one.
-        Otherwise a prompt is one line "role: content" per message.
+        Otherwise a prompt is the text of the messages, one below the other, to be continued.
     min_p : float, optional
         As of `LM.generate`, which inspect has no word for.
     lm : LM, optional
@@ -241,10 +242,10 @@ class BonawareAPI(ModelAPI):
             if not isinstance(message.content, str) and any(
                     part.type not in ("text", "reasoning") for part in message.content):
                 raise ValueError("bonaware reads text only, but a message holds other content")
-        plain = [{"role": message.role, "content": message.text} for message in messages]
         if self.chat:
+            plain = [{"role": message.role, "content": message.text} for message in messages]
             return tuple(self._text.chat(plain).tolist())
-        text = "".join(f"{message['role']}: {message['content']}\n" for message in plain)
+        text = "\n".join(message.text for message in messages)
         return tuple(self._text.encode(text).tolist())
 
     def _choice(self, sample: Sample, settings: dict[str, Any],
@@ -343,7 +344,8 @@ def best_of(k: int, normalize: str | None = None, perfect: bool = False) -> Scor
     Parameters
     ----------
     k : int
-        1 <= k <= number of epochs. `best_of_8` in a list of names.
+        >= 1. Where fewer epochs have a score, as while an evaluation runs, the value is NaN, as
+        inspect's own `pass_at` has it.
     normalize : str, optional
         None: the best has the highest log-probability; "length": the highest per token.
     perfect : bool
@@ -356,6 +358,9 @@ def best_of(k: int, normalize: str | None = None, perfect: bool = False) -> Scor
     as_number = value_to_float()
 
     def reduce(scores: list[Score]) -> Score:
+        scores = [score for score in scores if score.value == score.value]  # NaN: not scored
+        if len(scores) < k:
+            return Score(value=math.nan)
         values = [[as_number(score.value) for score in scores]]
         seen = None if perfect else _likelihoods(scores, normalize)
         return Score(value=float(estimators.best_of_k(values, k, scores=seen)[0]))
