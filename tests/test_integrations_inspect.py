@@ -122,10 +122,11 @@ def test_settings_reach_the_engine(lm, tmp_path):
 # -- one prompt for all epochs -----------------------------------------------------
 
 
-def test_epochs_that_ask_together_share_their_prompt(lm, drawn, tmp_path):
+def test_epochs_that_ask_together_share_their_prompt(lm, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter, "QUIET", 2.0)  # together even on a machine that is busy
     evaluate(model(lm, {"max_connections": 64}), tmp_path, epochs=16)
-    assert sum(len(request.indices) for call in drawn for request in call) == 48
-    assert sum(map(len, drawn)) < 12  # 3 if all come within a moment, 48 if none do
+    assert [list(request.indices) for call in drawn for request in call] == [
+        list(range(16))] * 3
 
 
 def test_ahead_draws_all_epochs_with_the_first(lm, drawn, tmp_path):
