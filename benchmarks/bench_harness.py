@@ -75,10 +75,9 @@ def lm_eval_sides(folder, options):
                              "higher_is_better": True}],
         }  # fmt: skip
 
-    def run(model):
-        return lambda texts: lm_eval.simple_evaluate(
-            model=model, tasks=[asked(texts)], task_manager=tasks, bootstrap_iters=0,
-            log_samples=False)
+    def run(model):  # not simple_evaluate, which lists all installed packages: seconds
+        return lambda texts: lm_eval.evaluate(
+            lm=model, task_dict=tasks.load([asked(texts)]), bootstrap_iters=0, log_samples=False)
 
     return {
         "bonaware": run(BonawareLM(str(folder), dtype="float32", threads=options["threads"])),
