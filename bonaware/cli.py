@@ -1,4 +1,4 @@
-"""The command line: bonaware evaluate | generate | train | selfeval | config.
+"""The command line: bonaware evaluate | generate | train | selfeval | lm-eval | config.
 
 Same words as in Python. Results go to standard output; settings, bar and errors to standard
 error. Exit code 0: done; 1: it failed, and one sentence says why; 2: wrong command line.
@@ -488,6 +488,19 @@ def _flag(field: dataclasses.Field) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# -- lm-eval -----------------------------------------------------------------
+
+
+def _lm_eval(args: argparse.Namespace) -> bool:
+    """The harness's own command line, with bonaware among its models and filters."""
+    importlib.import_module("bonaware.integrations.lm_eval")  # registers them
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["bonaware lm-eval", *args.words]
+    cli_evaluate()
+    return True
+
+
 # -- config ------------------------------------------------------------------
 
 
@@ -616,6 +629,10 @@ def _parser() -> argparse.ArgumentParser:
     summary = "train on the samples of a task, on texts, or a score head on labelled ones"
     _train_arguments(command("train", _train, summary, TRAIN))
     _cli_selfeval.add(commands, command)
+    summary = "the lm-evaluation-harness with bonaware as --model bonaware; its own options"
+    peer = commands.add_parser("lm-eval", help=summary, add_help=False, prefix_chars="\0")
+    peer.add_argument("words", nargs="*")  # no option begins with that prefix: all are passed on
+    peer.set_defaults(run=_lm_eval, parser=peer, debug=False)
     command("config", _config, "versions, instruction set, threads and kernels in use")
     return parser
 

@@ -1,5 +1,5 @@
-"""Integrations: the losses, policies and the engine inside other frameworks.
+"""Integrations: the losses, policies and the engine inside other programs.
 
-One file = one framework; it imports that framework at its top, and nothing imports the file but
+One file = one framework or harness; it imports that at its top, and nothing imports the file but
 who uses it, so that bonaware needs none of them.
 """
