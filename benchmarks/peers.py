@@ -342,7 +342,8 @@ def openvino_side(path, options, kind):
     def measure(rng):
         one, first = draw(1, rng)
         all_of_them, tokens = draw(1 + options["new"], rng)
-        return {"seconds": all_of_them - one, "prefill": one, "tokens": tokens - first}
+        return {"seconds": all_of_them - one, "prefill": one, "prompt": prompt.size,
+                "tokens": tokens - first}
 
     return measure
 
@@ -392,7 +393,8 @@ def llama_cpp_side(path, options, kind):
         for step in range(new):
             drawn = tokens.choices(range(3, 1000), k=n)
             done += decode(drawn, itertools.repeat(len(prompt) + step, n), range(n), [1] * n)
-        return {"seconds": time.perf_counter() - start, "prefill": prefill, "tokens": done}
+        return {"seconds": time.perf_counter() - start, "prefill": prefill,
+                "prompt": len(prompt), "tokens": done}
 
     return measure
 
