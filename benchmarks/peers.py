@@ -126,7 +126,7 @@ class OpenvinoGraph:
         from openvino import opset13 as op
 
         half = self.checkpoint.head_dim // 2
-        first, second = op.variadic_split(x, np.int64(-1), np.array([half, half])).outputs()
+        first, second = op.variadic_split(x, np.int64(3), np.array([half, half])).outputs()
         turned = op.concat([op.multiply(second, np.float32(-1)), first], -1)
         return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
 
@@ -227,7 +227,7 @@ def write_openvino(source, target, kind):
 
     checkpoint = Checkpoint(source)
     model = OpenvinoGraph(checkpoint, kind).build()
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     (target / "config.json").write_text(json.dumps(checkpoint.config))
     (target / "generation_config.json").write_text("{}")
@@ -262,8 +262,8 @@ def write_gguf(source, target, kind):
     import gguf
 
     checkpoint, form = Checkpoint(source), gguf.GGMLQuantizationType[kind]
-    config, unfinished = checkpoint.config, target.with_suffix(".unfinished")
-    writer = gguf.GGUFWriter(unfinished, config["model_type"])
+    config = checkpoint.config
+    writer = gguf.GGUFWriter(target, config["model_type"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -294,7 +294,6 @@ def write_gguf(source, target, kind):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    unfinished.rename(target)
 
 
 # -- both: where the copies are -----------------------------------------------
@@ -309,8 +308,11 @@ def converted(path, peer, kind):
 
 def main():
     path, peer, kind = Path(sys.argv[1]).resolve(), *sys.argv[2:]
-    if not converted(path, peer, kind).exists():
-        WRITERS[peer](path, converted(path, peer, kind), kind)
+    target = converted(path, peer, kind)
+    if not target.exists():
+        unfinished = target.with_name(f"{target.name}-unfinished")
+        WRITERS[peer](path, unfinished, kind)
+        unfinished.rename(target)
 
 
 # -- the sides ----------------------------------------------------------------
