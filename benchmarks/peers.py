@@ -10,6 +10,7 @@ half measures. Runs in environments without bonaware; benchmarks/README.md says 
 
 import itertools
 import json
+import logging
 import math
 import random
 import sys
@@ -354,6 +355,8 @@ def llama_cpp_side(path, options, kind):
     """As llama-batched-bench does it: one token of each sequence per call, and no sampling."""
     import llama_cpp as llama
 
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    llama.llama_backend_init()
     n, prompt, new = options["n"], prompt_of(options), options["new"]
     model_options = llama.llama_model_default_params()
     model_options.n_gpu_layers = 0
