@@ -1,22 +1,35 @@
-"""Decoding speed and memory of bonaware beside transformers on torch, in the same run.
+"""Decoding speed and memory of bonaware beside other programs, in the same run.
 
     python benchmarks/make_checkpoint.py llama-1b /data/llama-1b
-    python benchmarks/bench_decode.py /data/llama-1b --json decode.json
+    python benchmarks/bench_decode.py /data/llama-1b --json decode.json --plot decode.png
+    python benchmarks/bench_decode.py /data/llama-1b --sides "bonaware int8" "openvino int8" \\
+        --python openvino=/venvs/openvino/bin/python
 
-Both draw n samples of one random prompt at temperature 1 with the same number of threads. Measured
+All draw n samples of one random prompt at temperature 1 with the same number of threads. Measured
 is decoding alone, by the wall clock: new tokens after the first, over the seconds they took.
 
   bonaware      generate() twice, with 1 + new tokens and with 1; the difference of their seconds.
+                Weights as --dtype says, or int8.
   transformers  in bfloat16 and in float32. The prompt runs once (not n times, as generate would)
                 and its cache is expanded to n; then a bare loop: forward, softmax, multinomial.
                 generate() does more per token, so this is its upper bound.
+  openvino      OpenVINO GenAI's pipeline for many requests, one request of n sequences that share
+                the prompt; measured like bonaware. Sums in float32; weights in float16 (float32
+                with --dtype float32) or int8. The cache is in its own default format.
+  llama.cpp     as llama-batched-bench: the prompt once, its cache copied to n sequences, one token
+                of each per call. Nothing is sampled. Weights as --dtype says, or Q8_0.
 
 Each side lives in a process of its own that loads the model once; only one of them works at a
-time, and they take turns. Before and behind every measurement the parent measures the machine (a
-large product and a large read); a turn during which that moved by more than 10 % is repeated, at
-most once. Reported is the median ratio of the turns with its spread, the share of the machine's
-limit max(bytes of weights / read speed, operations / product speed), and the highest resident
-memory of each process beside the weights and the cache that the task needs.
+time, and they take turns. Each counts the tokens of its prompt and the new ones it has been given,
+and the run ends with an error where these are not what was asked for. Before and behind every
+measurement the parent measures the machine (a large product and a large read); a turn during
+which that moved by more than 10 % is repeated, at most once.
+
+Reported is the median ratio of the turns with its spread, the share of the machine's limit
+max(bytes of weights / read speed, operations / product speed), and the highest resident memory
+of each process beside the weights and the cache that the task needs. For int8 the weights
+count one byte each, and products with weights may run at four times the measured float32 speed,
+since a register holds four times as many numbers (vpmaddubsw, vpdpbusd; not AMX, which does more).
 """
 
 import argparse
@@ -30,19 +43,20 @@ import time
 from functools import partial
 from pathlib import Path
 
+import peers
+
 TOLERANCE = 0.10  # by which the machine may drift during a turn
+INT8_SPEED = 4  # products of bytes per product of float32 in registers of one width
 
 
-# -- the two sides: one process each, a line of JSON in, a line of JSON out ---
+# -- the sides: one process each, a line of JSON in, a line of JSON out ---
 
 
-def bonaware_side(path, options):
-    import numpy as np
-
+def bonaware_side(path, options, dtype=None):
     import bonaware as bon
 
-    lm = bon.LM.load(path, dtype=options["dtype"], threads=options["threads"])
-    prompt = np.random.default_rng(0).integers(3, 1000, options["prompt"]).tolist()
+    lm = bon.LM.load(path, dtype=dtype or options["dtype"], threads=options["threads"])
+    prompt = peers.prompt_of(options)
 
     def draw(new, rng):
         start = time.perf_counter()
@@ -50,12 +64,13 @@ def bonaware_side(path, options):
         seconds = time.perf_counter() - start
         if not (samples.lengths == new).all():
             raise RuntimeError("samples ended early: use a checkpoint without end tokens")
-        return seconds, samples.stats
+        return seconds, samples.lengths.sum(), samples.stats
 
     def measure(rng):
-        one, _ = draw(1, rng)
-        all_of_them, stats = draw(1 + options["new"], rng)
-        return {"seconds": all_of_them - one, "prefill": stats.prefill_seconds}
+        one, first, _ = draw(1, rng)
+        all_of_them, tokens, stats = draw(1 + options["new"], rng)
+        return {"seconds": all_of_them - one, "prefill": stats.prefill_seconds,
+                "prompt": len(prompt), "tokens": int(tokens - first)}
 
     return measure
 
@@ -71,8 +86,7 @@ def transformers_side(path, options, dtype):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype)
     ).eval()
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(3, 1000, (1, options["prompt"]), generator=generator)
+    prompt = torch.tensor([peers.prompt_of(options)])
     with torch.inference_mode():
         start = time.perf_counter()
         first = model(prompt, use_cache=True, logits_to_keep=1)
@@ -85,19 +99,35 @@ def transformers_side(path, options, dtype):
         cache.batch_repeat_interleave(options["n"])
         logits = first.logits[:, -1].expand(options["n"], -1)
         tokens = torch.multinomial(torch.softmax(logits.float(), -1), 1)
-        start = time.perf_counter()
+        drawn, start = 0, time.perf_counter()
         for _ in range(options["new"]):
             out = model(tokens, past_key_values=cache, use_cache=True)
             tokens = torch.multinomial(torch.softmax(out.logits[:, -1].float(), -1), 1)
-        return {"seconds": time.perf_counter() - start, "prefill": prefill}
+            drawn += tokens.numel()
+        return {"seconds": time.perf_counter() - start, "prefill": prefill,
+                "prompt": prompt.numel(), "tokens": drawn}
 
     return measure
 
 
 SIDES = {
     "bonaware": bonaware_side,
+    "bonaware int8": partial(bonaware_side, dtype="int8"),
     "transformers bfloat16": partial(transformers_side, dtype="bfloat16"),
     "transformers float32": partial(transformers_side, dtype="float32"),
+    "openvino": peers.openvino_side,
+    "openvino int8": peers.openvino_side,
+    "llama.cpp": peers.llama_cpp_side,
+    "llama.cpp Q8_0": peers.llama_cpp_side,
+}
+HERE = ["bonaware", "transformers bfloat16", "transformers float32"]  # in this environment
+ONE_BYTE = {"bonaware int8", "openvino int8", "llama.cpp Q8_0"}  # per weight
+# What a peer's side calls the format of its copy of the weights, by --dtype.
+COPIES = {
+    "openvino": {"bfloat16": "float16", "float32": "float32"},
+    "openvino int8": {"bfloat16": "int8", "float32": "int8"},
+    "llama.cpp": {"bfloat16": "BF16", "float32": "F32"},
+    "llama.cpp Q8_0": {"bfloat16": "Q8_0", "float32": "Q8_0"},
 }
 
 
@@ -110,7 +140,8 @@ def peak_memory():
 
 def serve(name, path, options):
     """The child: measures once per line of input, until there is no more."""
-    measure = SIDES[name](path, options)
+    copy = {"kind": COPIES[name][options["dtype"]]} if name in COPIES else {}
+    measure = SIDES[name](Path(path), options, **copy)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         result = measure(int(line))
@@ -121,8 +152,16 @@ class Side:
     """The parent's end of a child."""
 
     def __init__(self, name, path, options):
-        arguments = [sys.executable, __file__, str(path), "--serve", name, json.dumps(options)]
+        program = name.split()[0]
+        python = options["python"].get(program, sys.executable)
+        if name in COPIES:  # in a process of its own, so that its memory does not count
+            kind = COPIES[name][options["dtype"]]
+            subprocess.run([python, peers.__file__, str(path), program, kind], check=True)
+        arguments = [python, __file__, str(path), "--serve", name, json.dumps(options)]
         environment = os.environ | {"OMP_NUM_THREADS": str(options["threads"])}
+        if program == "llama.cpp":
+            environment["OMP_PROC_BIND"] = "true"  # it gains by that, others do not
+        self.options = options
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=environment)
         self.name = name
@@ -137,7 +176,12 @@ class Side:
     def measure(self, rng):
         self.process.stdin.write(f"{rng}\n")
         self.process.stdin.flush()
-        return self.read()
+        result = self.read()
+        wanted = (self.options["prompt"], self.options["n"] * self.options["new"])
+        if (result["prompt"], result["tokens"]) != wanted:
+            raise RuntimeError(f"{self.name} was asked for {wanted} tokens of the prompt and new, "
+                               f"but did {result['prompt']} and {result['tokens']}")
+        return result
 
     def close(self):
         self.process.stdin.close()
@@ -173,7 +217,7 @@ def machine_limits(threads, seconds=0.2):
 
 
 def task_size(config, options):
-    """Bytes of weights, bytes of cache, operations per token: what the task itself needs."""
+    """Bytes of weights and cache, operations per token: what the task itself needs."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from make_checkpoint import parameters
 
@@ -186,14 +230,17 @@ def task_size(config, options):
     tokens = options["prompt"] + options["n"] * (options["new"] + 1)
     seen = options["prompt"] + options["new"] / 2
     attention = 4 * config["num_hidden_layers"] * heads * head_dim * seen
-    return {"weights": weights * size, "cache": tokens * kept * size,
-            "operations": 2 * (weights - looked_up) + attention}
+    return {"weights": {name: weights * (1 if name in ONE_BYTE else size)
+                        for name in options["sides"]},
+            "cache": tokens * kept * size,
+            "operations": 2 * (weights - looked_up), "attention": attention}
 
 
-def limit_of(task, options, products, reads):
-    """Tokens/s that no program with these weights and float32 sums exceeds."""
-    step = max(task["weights"] / reads, options["n"] * task["operations"] / products)
-    return options["n"] / step
+def limit_of(task, name, options, products, reads):
+    """Tokens/s that no program exceeds whose weights are of this size and attention float32."""
+    faster = INT8_SPEED if name in ONE_BYTE else 1
+    work = options["n"] * (task["operations"] / faster + task["attention"])
+    return options["n"] / max(task["weights"][name] / reads, work / products)
 
 
 # -- the run ------------------------------------------------------------------
@@ -240,50 +287,81 @@ def show_turn(number, row, options):
 
 def summary(rows, config, options):
     task = task_size(config, options)
-    result = {"options": options, "task": task, "turns": rows}
+    shown = {name: value for name, value in options.items() if name != "python"}  # no paths
+    result = {"options": shown, "task": task, "turns": rows}
     products, reads = (statistics.median(row["limits"][i] for row in rows) for i in (0, 1))
-    limit = limit_of(task, options, products, reads)
-    result["machine"] = {"products": products, "reads": reads, "limit": limit}
+    result["machine"] = {"products": products, "reads": reads}
     result["drifted"] = sum(row["drift"] > TOLERANCE for row in rows)
     for name in options["sides"]:
-        speed = statistics.median(tokens_per_second(row, name, options) for row in rows)
+        speeds = [tokens_per_second(row, name, options) for row in rows]
+        limit = limit_of(task, name, options, products, reads)
         peak = max(row["results"][name]["peak_memory"] for row in rows)
         prefill = statistics.median(row["results"][name]["prefill"] for row in rows)
         result[name] = {
-            "tokens_per_second": speed, "share_of_limit": speed / limit, "peak_memory": peak,
-            "memory_ratio": peak / (task["weights"] + task["cache"]),
+            "tokens_per_second": statistics.median(speeds), "low": min(speeds),
+            "high": max(speeds), "limit": limit,
+            "share_of_limit": statistics.median(speeds) / limit, "peak_memory": peak,
+            "memory_ratio": peak / (task["weights"][name] + task["cache"]),
             "prefill_tokens_per_second": options["prompt"] / prefill,
         }
-    peers = [name for name in options["sides"] if name != "bonaware"]
     result["ratio"] = {}
-    for peer in peers if "bonaware" in options["sides"] else []:
-        ratios = [row["results"][peer]["seconds"] / row["results"]["bonaware"]["seconds"]
-                  for row in rows]
-        result["ratio"][peer] = {"median": statistics.median(ratios), "low": min(ratios),
-                                 "high": max(ratios)}
+    for peer in (name for name in options["sides"] if not name.startswith("bonaware")):
+        ours = "bonaware int8" if peer in ONE_BYTE else "bonaware"
+        if ours in options["sides"]:
+            result["ratio"][f"{ours} / {peer}"] = {
+                "decode": ratio(rows, ours, peer, "seconds"),
+                "prefill": ratio(rows, ours, peer, "prefill"),
+            }
     return result
+
+
+def ratio(rows, ours, peer, what):
+    """How many times faster ours is: the median of the turns with its spread."""
+    ratios = [row["results"][peer][what] / row["results"][ours][what] for row in rows]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
 def show(result):
     options, machine, task = result["options"], result["machine"], result["task"]
     print(f"\n{options['dtype']}, n={options['n']}, prompt {options['prompt']}, "
           f"{options['new']} new tokens, {options['threads']} threads; the machine: "
-          f"{machine['products'] / 1e9:.0f} GFLOP/s float32, {machine['reads'] / 1e9:.1f} GB/s, "
-          f"so at most {machine['limit']:.1f} tokens/s; weights {task['weights'] / 2**30:.2f} GiB, "
-          f"cache {task['cache'] / 2**30:.2f} GiB\n")
-    print(f"{'':22}{'decode tok/s':>14}{'of limit':>10}{'prefill tok/s':>15}{'peak GiB':>10}"
-          f"{'/ (weights + cache)':>21}")
+          f"{machine['products'] / 1e9:.0f} GFLOP/s float32, {machine['reads'] / 1e9:.1f} GB/s; "
+          f"cache {task['cache'] / 2**30:.2f} GiB; prompts and tokens of all sides are equal\n")
+    print(f"{'':22}{'decode tok/s':>14}{'limit':>10}{'of limit':>10}{'prefill tok/s':>15}"
+          f"{'peak GiB':>10}{'/ (weights + cache)':>21}")
     for name in options["sides"]:
         row = result[name]
-        print(f"{name:22}{row['tokens_per_second']:14.1f}{row['share_of_limit']:10.0%}"
-              f"{row['prefill_tokens_per_second']:15.0f}{row['peak_memory'] / 2**30:10.2f}"
-              f"{row['memory_ratio']:21.2f}")
-    for peer, ratio in result["ratio"].items():
-        print(f"bonaware / {peer}: {ratio['median']:.2f} ({ratio['low']:.2f} to "
-              f"{ratio['high']:.2f} in {len(result['turns'])} turns)")
+        print(f"{name:22}{row['tokens_per_second']:14.1f}{row['limit']:10.1f}"
+              f"{row['share_of_limit']:10.0%}{row['prefill_tokens_per_second']:15.0f}"
+              f"{row['peak_memory'] / 2**30:10.2f}{row['memory_ratio']:21.2f}")
+    for pair, ratios in result["ratio"].items():
+        print(f"{pair}: " + "; ".join(
+            f"{what} {of['median']:.2f} ({of['low']:.2f} to {of['high']:.2f})"
+            for what, of in ratios.items()) + f" in {len(result['turns'])} turns")
     if result["drifted"]:
         print(f"the machine drifted by more than {TOLERANCE:.0%} in {result['drifted']} turns: "
               "run again when nothing else runs")
+
+
+def plot(result, output):
+    """Bars of the medians with the spread of the turns, and each side's limit as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names, options = result["options"]["sides"][::-1], result["options"]
+    speeds = [result[name]["tokens_per_second"] for name in names]
+    spread = [[abs(result[name][end] - speed) for name, speed in zip(names, speeds, strict=True)]
+              for end in ("low", "high")]
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.4 * len(names)), layout="constrained")
+    axes.barh(names, speeds, xerr=spread, capsize=3)
+    for place, name in enumerate(names):
+        axes.plot([result[name]["limit"]] * 2, [place - 0.4, place + 0.4], "k--", lw=1)
+    axes.set(xlabel="tokens/s, all samples together (dashed: limit of the machine)",
+             title=f"n={options['n']}, prompt {options['prompt']}, {options['new']} new tokens, "
+                   f"{options['threads']} threads")
+    figure.savefig(output)
 
 
 def main():
@@ -298,15 +376,23 @@ def main():
     parser.add_argument("--new", type=int, default=64, help="new tokens that are timed")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=HERE, choices=SIDES)
+    parser.add_argument("--python", nargs="+", default=[], metavar="PROGRAM=PYTHON",
+                        help="interpreter of a program, e.g. openvino=/venv/bin/python")
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--plot", type=Path, help="draw them here (needs matplotlib)")
     options = vars(parser.parse_args())
-    path, turns, output = (options.pop(name) for name in ("checkpoint", "turns", "json"))
+    path, turns, output, picture = (
+        options.pop(name) for name in ("checkpoint", "turns", "json", "plot"))
+    path = path.resolve()
+    options["python"] = dict(item.split("=", 1) for item in options["python"])
     config = json.loads((path / "config.json").read_text())
     result = summary(run(path, options, turns), config, options)
     show(result)
     if output:
         output.write_text(json.dumps(result, indent=1))
+    if picture:
+        plot(result, picture)
 
 
 if __name__ == "__main__":
