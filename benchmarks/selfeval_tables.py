@@ -258,7 +258,12 @@ def seconds_table(timed):
              "fitted" if row["fitted"] else f"{100 * foretold(row):+.1f} %")
             for row in timed["rows"]]
     head = f"{timed['turns']} turns of {timed['shares']} calls, {timed['threads']} threads"
-    return table((head, "seconds", "speed against no pruning", "error of the cost model"), rows)
+    model = timed["model"]
+    speeds = ", ".join(f"{1e6 * model[name]:.3g} µs a {what}" for name, what in (
+        ("prefill_s", "token of a prompt"), ("decode_s", "token of a sample"),
+        ("read_s", "token of a question"), ("pair_s", "pair of attention")))
+    return (table((head, "seconds", "speed against no pruning", "error of the cost model"), rows)
+            + f"\n\nThe cost model: {speeds}; its fit is good to {model['residual']:.1%}.")
 
 
 def write_docs(found, root):

@@ -127,10 +127,17 @@ class Learner:
                  start: "Adapter | None" = None) -> None:
         self.lm = lm
         self._start = start
+        if lm.dtype == "int8":
+            raise ValueError(f"{lm.name} is held in int8, in which nothing can learn: load it in "
+                             "float32 or bfloat16")
         if start is not None:
             _attach(lm, start)
-        self._engine = engine().Learner(
-            lm._model, lm.memory if memory is None else memory, start is not None)
+        try:
+            self._engine = engine().Learner(
+                lm._model, lm.memory if memory is None else memory, start is not None)
+        except BaseException:
+            lm._model.remove_adapters()
+            raise
         if start is not None:
             lm._merged = self.weight
 

@@ -223,11 +223,17 @@ class Scheduled(Drawing):
                                   if number in self._samples and self._rests(number, state)}
                 if not (events or self._resting or self._session.pending):
                     raise RuntimeError(f"policy {self.policy!r}: samples rest and nothing moves")
-                if not events or len(self._resting) * READ_SHARE >= len(self._samples):
+                if not events or self._enough():
                     yield from self._read()
         except KeyboardInterrupt:
             yield from self._rest()
             raise
+
+    def _enough(self) -> bool:
+        """Whether so many samples rest that they are read; at once where nothing is asked."""
+        resting = len(self._resting)
+        drawing = self._session.stats()["live"] if self._room.ask_blocks else 0
+        return resting * READ_SHARE >= resting + drawing
 
     def _begin_prompts(self) -> Iterator[Sample]:
         """Let prompts begin while slots would be empty."""
@@ -241,6 +247,7 @@ class Scheduled(Drawing):
         live = Live(self, list(self._resting), [self._sample(number) for number in self._resting])
         ended = {}
         scores = self.guide.scores(live).tolist()
+        self._seconds = time.monotonic() - self._started
         resting, self._resting = self._resting, {}
         for number, sample, score in zip(resting, live.samples, scores, strict=True):
             if sample.finish_reason == "held":

@@ -148,10 +148,11 @@ class CostModel:
         FLOPs of one pair of tokens in all layers: 4 layers x heads x head_dim.
     prefill_s, decode_s, read_s : float
         Seconds per token of prompts, of samples and of questions; NaN: not measured.
-    pair_s : float
-        Seconds per pair of tokens: attention, which costs a token more the more stand before it.
     residual : float
         Of the fit of the seconds: root of the mean squared relative error, 0.1 for 10 %.
+    pair_s : float
+        Seconds per pair of tokens: what attention costs a token for each one that stands before
+        it. 0 where it was not measured.
 
     Notes
     -----
@@ -174,8 +175,8 @@ class CostModel:
     prefill_s: float = np.nan
     decode_s: float = np.nan
     read_s: float = np.nan
-    pair_s: float = np.nan
     residual: float = np.nan
+    pair_s: float = 0.0
 
     @classmethod
     def of(cls, lm: Any) -> "CostModel":
@@ -208,25 +209,27 @@ class CostModel:
         -------
         CostModel
             With the non-negative speeds of least squared relative error; NaN for a kind of
-            work that no run has.
+            token that no run has. Where the runs do not tell pairs from tokens, as when all
+            samples are of one length, pairs count nothing.
 
         Raises
         ------
         ValueError
             There is not one time per run, one is not > 0, or the runs are too few or too alike
-            to tell the kinds of work apart: prompts, samples, questions and pairs. Samples of
-            other lengths tell samples from pairs.
+            to tell the kinds of tokens apart.
         """
         times = as_floats(seconds, "seconds")
         if times.shape != (len(costs),) or not (np.isfinite(times) & (times > 0)).all():
             raise ValueError(f"need the seconds > 0 of each of {len(costs)} runs, got {times}")
         work = np.array([_kinds(cost).sum(0) for cost in costs]).reshape(-1, 4)
         used = np.flatnonzero(work.any(0))
-        relative = work[:, used] / times[:, None]  # x speeds = 1 where the model is right
-        if not used.size or np.linalg.matrix_rank(relative / relative.max(0)) < used.size:
+        if used.size and used[-1] == PAIRS and not _told_apart(work[:, used]):
+            used = used[:-1]
+        if not used.size or not _told_apart(work[:, used]):
             raise ValueError(f"{len(costs)} runs do not tell the seconds of {used.size} kinds of "
-                             "work apart: measure more, in other proportions")
-        speeds = np.full(4, np.nan)
+                             "tokens apart: measure more, in other proportions")
+        relative = work[:, used] / times[:, None]  # x speeds = 1 where the model is right
+        speeds = np.array([np.nan, np.nan, np.nan, 0.0])
         speeds[used] = _least_squares(relative)
         error = relative @ speeds[used] - 1
         prefill, decode, read, pair = speeds.tolist()
@@ -234,10 +237,18 @@ class CostModel:
                        residual=float(np.sqrt(np.mean(error**2))))
 
 
+PAIRS = 3  # among the kinds below
+
+
 def _kinds(cost: Cost) -> NDArray[np.float64]:
     """[P, 4]: tokens of prompts, samples and questions, and pairs."""
     kinds = (cost.prompt_tokens, cost.new_tokens, cost.question_tokens, cost.pairs)
     return np.stack(kinds, axis=1).astype(np.float64)
+
+
+def _told_apart(work: NDArray[np.float64]) -> bool:
+    """Whether no kind of work [runs, kinds] is a mixture of the others in all runs."""
+    return np.linalg.matrix_rank(work / work.max(0)) == work.shape[1]
 
 
 def _least_squares(relative: Floats) -> Floats:

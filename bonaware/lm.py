@@ -299,7 +299,7 @@ class LM:
         tensors = []
         for slot, layer, words in self.arch.slots():
             shape, get = self.arch.shape(words), functools.partial(read, slot, layer or 0)
-            stored = DTYPES[dtype or self.dtype]
+            stored = DTYPES.get(dtype or self.dtype, "F32")
             held_as_float32 = len(shape) == 1 or slot == "score"  # as csrc/model.h says
             if dtype is None and held_as_float32 and not _export.fits_bfloat16(get()):
                 stored = "F32"

@@ -272,11 +272,12 @@ static size_t place_i8(size_t padded_k, size_t row, size_t k)
     return ((row / BON_PANEL * (padded_k / 4) + k / 4) * BON_PANEL + row % BON_PANEL) * 4 + k % 4;
 }
 
-/* Room for one more second digit. */
-static bon_status make_room(bon_matrix *m)
+/* A place for one more second digit: *place or the first behind it that is not used. */
+static bon_status find_place(bon_matrix *m, size_t *place)
 {
     fine_rows *f = &m->fine;
-    if (f->count < f->room) return BON_OK;
+    while (*place < f->count && f->output[*place] < m->n) ++*place;
+    if (*place < f->room) return BON_OK;
     const size_t room = f->room + BON_PANEL;
     size_t *output = realloc(f->output, room * sizeof *output);
     if (output) f->output = output;
@@ -291,9 +292,10 @@ static bon_status make_room(bon_matrix *m)
 }
 
 /* What rounding left of a row, as its second digit; rest holds the row itself. */
-static bon_status add_fine(bon_matrix *m, size_t row, float *rest, int8_t *digits)
+static bon_status add_fine(bon_matrix *m, size_t row, float *rest, int8_t *digits,
+                           size_t *place)
 {
-    const bon_status status = make_room(m);
+    const bon_status status = find_place(m, place);
     if (status != BON_OK) return status;
     fine_rows *f = &m->fine;
     const int8_t *first = m->data;
@@ -302,9 +304,10 @@ static bon_status add_fine(bon_matrix *m, size_t row, float *rest, int8_t *digit
     for (size_t k = 0; k < m->k; k++)
         rest[k] -= m->scale[row] * (float)first[place_i8(m->padded_k, row, k)];
     bon_i8_weights(rest, m->k, scale, digits, &left);
-    for (size_t k = 0; k < m->k; k++) f->data[place_i8(m->padded_k, f->count, k)] = digits[k];
-    f->output[f->count] = row;
-    f->scale[f->count++] = scale;
+    for (size_t k = 0; k < m->k; k++) f->data[place_i8(m->padded_k, *place, k)] = digits[k];
+    f->output[*place] = row;
+    f->scale[*place] = scale;
+    if (*place == f->count) f->count++;
     return BON_OK;
 }
 
@@ -317,12 +320,13 @@ static bon_status refine(bon_matrix *m, size_t first, const void *src, bon_dtype
             m->fine.output[i] = m->n;
     float *weights = malloc(m->k * sizeof *weights);
     int8_t *digits = malloc(m->k);
+    size_t place = 0;
     bon_status status = weights && digits ? BON_OK : BON_ERR_MEMORY;
     for (size_t r = 0; r < rows && status == BON_OK; r++) {
         if (!m->rough[first + r]) continue;
         to_f32_row((const char *)src + r * m->k * bon_dtype_size(src_dtype), src_dtype, m->k,
                    weights);
-        status = add_fine(m, first + r, weights, digits);
+        status = add_fine(m, first + r, weights, digits, &place);
     }
     free(weights);
     free(digits);
@@ -586,9 +590,11 @@ static bon_status multiply_i8(const bon_matrix *m, const float *x, size_t rows, 
         scale[r] = bon_i8_activations(x + (size_t)r * ldx, m->k, k, levels, p + (size_t)r * k);
     const input in = {x, ldx, p, scale};
     multiply_tile(m, &in, rows, y, ldy, threads);
-    for (size_t first = 0; first < m->fine.count; first += BON_PANEL)
+    const long fine = (long)((m->fine.count + BON_PANEL - 1) / BON_PANEL);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
+    for (long panel = 0; panel < fine; panel++)
         for (size_t r = 0; r < rows; r += ROW_BLOCK)
-            multiply_fine(m, first / BON_PANEL, &in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
+            multiply_fine(m, (size_t)panel, &in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
     free(p);
     return BON_OK;
 }

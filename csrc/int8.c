@@ -50,7 +50,7 @@ static double total(__m256d sums)
 
 void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8_loss *loss)
 {
-    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float inverse = isfinite(1.0f / scale) ? 1.0f / scale : 0.0f; /* else next to 0 */
     const __m256 most = _mm256_set1_ps(BON_I8_MOST), least = _mm256_set1_ps(-BON_I8_MOST);
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256d error = _mm256_setzero_pd(), size = error;

@@ -1,6 +1,6 @@
 /* py_model.c - the type bonaware._engine.Model: packed weights, logits, logp, scores. */
 #include "py_engine.h"
-
+#include "int8.h"
 #include "score.h"
 
 typedef struct {
@@ -207,8 +207,9 @@ static PyObject *Model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (status == BON_ERR_DOMAIN)
         return PyErr_Format(PyExc_ValueError,
                             "need 1 <= threads <= %d and an architecture whose sizes are "
-                            "positive, with kv_heads dividing heads and an even head_dim",
-                            BON_MAX_THREADS);
+                            "positive, with kv_heads dividing heads and an even head_dim, and "
+                            "in int8 matrices of at most %d inputs",
+                            BON_MAX_THREADS, BON_I8_MAX_INPUTS);
     return raise_engine_status(status);
 }
 

@@ -134,13 +134,20 @@ def test_fit_is_the_non_negative_least_squares_of_relative_errors(seed):
     assert found.residual == pytest.approx(error / np.sqrt(len(RUNS)))
 
 
-def test_a_kind_of_work_that_no_run_has_is_not_known():
+def test_a_kind_of_token_that_no_run_has_is_not_known():
     found = CostModel().fit([kinds(10, 100, 0), kinds(10, 900, 0)], [0.3, 1.9])
     assert np.isnan(found.read_s)
-    assert np.isnan(found.pair_s)
     assert found.seconds(kinds(10, 100, 0)) == pytest.approx(0.3)
     assert np.isnan(found.seconds(kinds(10, 100, 1))).all()
-    assert np.isnan(found.seconds(kinds(10, 100, 0, 1))).all()
+
+
+def test_pairs_count_nothing_where_runs_do_not_tell_them_from_tokens():
+    """Samples of one length: pairs are as many times the tokens in every run."""
+    runs = [kinds(10, new, 0, 20 * new + 200) for new in (100, 400, 900)]
+    found = CostModel().fit(runs, [0.3, 0.9, 1.9])
+    assert found.pair_s == 0
+    assert found.decode_s == pytest.approx(2e-3)
+    assert found.seconds(runs[1]) == pytest.approx(0.9)
 
 
 def test_flops_are_two_per_weight_and_token_and_those_of_attention():
@@ -164,7 +171,7 @@ def test_parameters_of_a_model_are_its_weights_without_an_embedding_that_is_only
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0]),
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0, 0.0]),
     ("need the seconds > 0 of each of 2 runs, got", RUNS[:2], [1.0, np.nan]),
-    ("2 runs do not tell the seconds of 4 kinds of work apart", RUNS[1:3], [1.0, 2.0]),
+    ("2 runs do not tell the seconds of 3 kinds of tokens apart", RUNS[1:3], [1.0, 2.0]),
     ("3 runs do not tell the seconds of 2 kinds", [kinds(5, 10, 0)] * 3, [1.0, 1.0, 1.1]),
     ("0 runs do not tell the seconds of 0 kinds", [], []),
 ])  # fmt: skip

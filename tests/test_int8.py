@@ -68,6 +68,11 @@ def test_outputs_with_a_few_large_weights_are_as_good_as_16_bits(tiny):
     error = np.abs(want - weights).max(1) / np.abs(weights).max(1)
     assert error[::5].max() < 1 / (127 * 508) * 1.01
     assert np.isfinite(lm.logits([1, 2, 3])).all()
+    size = lm._model.bytes
+    for _ in range(3):  # what is filled again takes no more room
+        lm._model.set("down", 1, weights)
+    assert (lm._model.bytes, lm._model.fine_rows) == (size, fine + rough)
+    np.testing.assert_array_equal(lm._model.get("down", 1), want)
 
 
 @pytest.mark.parametrize("name", ["countdown", "countdown-selfeval"])
@@ -105,6 +110,11 @@ def test_fingerprints_and_settings_say_int8(tiny):
     assert lm.fingerprint.endswith("-int8")
     assert lm.fingerprint != LM.load(tiny("qwen3")).fingerprint
     assert lm.settings()["dtype"] == "int8"
+    lm._model.set("down", 0, 2 * lm._model.get("down", 0))
+    before = lm.fingerprint
+    lm.weights_changed()
+    assert lm.fingerprint != before
+    assert lm.fingerprint.endswith("-int8")
     assert "int8" in repr(lm)
     assert bon.config.describe()["routes"]["int8"] == ["tile"]
 
@@ -112,15 +122,17 @@ def test_fingerprints_and_settings_say_int8(tiny):
 @pytest.mark.parametrize("use", [
     lambda lm, _: lm.gradients([[1, 2]], [[[3]]], weights=[[1.0]]),
     lambda lm, _: bon.Trainer(lm, bon.losses.get("bon")(k=2)),
+    lambda lm, _: bon.Trainer(lm, bon.losses.get("bon")(k=2), lora=bon.LoRA(rank=2)),
     lambda lm, path: lm.save(path / "saved"),
     lambda lm, _: lora.merge(lm, lora.fresh(lm, rank=2)),
-], ids=["gradients", "trainer", "save", "merge"])  # fmt: skip
+], ids=["gradients", "trainer", "lora", "save", "merge"])  # fmt: skip
 def test_what_needs_the_weights_themselves_is_refused(tiny, tmp_path, use):
     lm = LM.load(tiny("llama2"), dtype="int8")
-    before = lm.logits([1, 2, 3])
+    before, fingerprint = lm.logits([1, 2, 3]), lm.fingerprint
     with pytest.raises(ValueError, match=r"in int8.*load it in float32 or bfloat16"):
         use(lm, tmp_path)
     np.testing.assert_array_equal(lm.logits([1, 2, 3]), before)
+    assert lm.fingerprint == fingerprint
     assert not list(tmp_path.iterdir())
 
 

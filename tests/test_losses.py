@@ -939,3 +939,12 @@ def test_the_kl_term_needs_two_samples_of_every_prompt():
     with pytest.raises(ValueError, match="at least 2 samples of every prompt, but row 1 has 1"):
         loss([[1.0, 0.0], [1.0, 0.0]], logp=nothing, ref_logp=nothing,
              mask=[[True, True], [True, False]])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["bon_rlb", "bon_rlb_p"])
+@pytest.mark.parametrize("n", [1, 4])
+def test_no_prompt_has_no_weights_and_no_warning(name, n):
+    value, weights = losses.get(name)(k=2)(np.zeros((0, n)))
+    assert value.shape == (0,)
+    assert weights.shape == (0, n)

@@ -113,6 +113,19 @@ def test_policies_do_not_depend_on_what_lives_beside(lm, whole, slots, monkeypat
         np.testing.assert_array_equal(now.scores, before.scores)
 
 
+@pytest.mark.parametrize(("share", "slots"), [(1, 256), (1000, 256), (1000, 8)])
+def test_when_samples_are_read_changes_nothing(lm, whole, share, slots, monkeypatch):
+    """Each as soon as it rests, or none while another can be drawn, in many slots or few."""
+    expected = [drawn(lm, policy) for policy in policies_of(whole)]
+    monkeypatch.setattr(_scheduling, "READ_SHARE", share)
+    monkeypatch.setattr(_drawing, "MAX_SLOTS", slots)
+    for policy, wanted in zip(policies_of(whole), expected, strict=True):
+        found = drawn(lm, policy)
+        same(found, wanted)
+        np.testing.assert_array_equal(found.scores, wanted.scores)
+        np.testing.assert_array_equal(found.chosen, wanted.chosen)
+
+
 def test_adaptive_stops_early_and_takes_the_best_not_the_last(lm, whole):
     policy = policies_of(whole)[1]
     found = drawn(lm, policy)

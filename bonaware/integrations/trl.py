@@ -263,6 +263,9 @@ class EngineRollout:
     """
 
     def __init__(self, lm: "LM", rng: int = 0) -> None:
+        if lm.dtype == "int8":
+            raise ValueError(f"{lm.name} is held in int8, which rounds the policy that is trained: "
+                             "load it in float32 or bfloat16")
         self.lm, self.rng = lm, rng
         self._calls = 0
 

@@ -50,7 +50,7 @@ def by_count(batch: Batch, figures: Callable[[Floats], tuple[Floats, Floats, Flo
     """
     rewards = batch.rewards
     weights = np.empty(rewards.shape)
-    if batch.fail is not None:
+    if batch.fail is not None or not len(rewards):
         correct = count_correct(rewards)
         value, hit, miss = figures(correct)
         _for_rows(rewards, _losses.two_weights, hit, miss, weights)

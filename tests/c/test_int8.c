@@ -254,6 +254,8 @@ static void test_rows_with_large_weights_have_a_second_digit(void)
     CHECK(bytes == 48 * 512 + n * (sizeof(float) + 1));
     CHECK(bon_matrix_fill(m, 0, w, BON_F32, n, 2) == BON_OK);
     CHECK(bon_matrix_fine_rows(m) == 6 && bon_matrix_bytes(m) == bytes + 16 * 512);
+    CHECK(bon_matrix_fill(m, 5, w + 5 * k, BON_F32, n - 5, 2) == BON_OK); /* all but one of them */
+    CHECK(bon_matrix_fine_rows(m) == 6 && bon_matrix_bytes(m) == bytes + 16 * 512);
     for (size_t j = 0; j < n; j++) {
         bon_matrix_row(m, j, row);
         const float scale = bon_i8_largest(w + j * k, k) / 127.0f;
@@ -318,6 +320,19 @@ static void test_failing_allocations_are_reported(void)
     free(w);
 }
 
+static void test_rows_of_zeros_and_of_next_to_nothing(void)
+{
+    float w[2 * 24] = {0}, x[24], y[2];
+    w[24] = 1e-40f; /* 127 / w is infinite */
+    for (size_t i = 0; i < 24; i++) x[i] = noise();
+    bon_matrix *m;
+    CHECK(bon_matrix_create(2, 24, BON_I8, &m) == BON_OK);
+    CHECK(bon_matrix_fill(m, 0, w, BON_F32, 2, 1) == BON_OK);
+    CHECK(bon_matrix_multiply(m, BON_DECODE, x, 1, 24, y, 2, 1) == BON_OK);
+    CHECK(y[0] == 0.0f && y[1] == 0.0f);
+    bon_matrix_destroy(m);
+}
+
 static void test_int8_has_one_route_and_a_most_of_inputs(void)
 {
     bon_matrix *m = NULL;
@@ -340,6 +355,7 @@ int main(void)
     test_rows_with_large_weights_have_a_second_digit();
     test_what_is_not_finite_is_not_hidden();
     test_failing_allocations_are_reported();
+    test_rows_of_zeros_and_of_next_to_nothing();
     test_int8_has_one_route_and_a_most_of_inputs();
     puts("test_int8: ok");
     return 0;
