@@ -9,40 +9,8 @@
 #include <string.h>
 
 #include "check.h"
+#include "failing.h"
 #include "learner.h"
-
-/* -- allocations that fail on demand ---------------------------------------- */
-
-static long allocations_left = -1; /* -1: all succeed */
-
-static bool allocation_fails(void)
-{
-    if (allocations_left < 0) return false;
-    return allocations_left == 0 || allocations_left-- == 0;
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__real_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_realloc(void *old, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-
-void *__wrap_malloc(size_t size) { return allocation_fails() ? NULL : __real_malloc(size); }
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return allocation_fails() ? NULL : __real_calloc(count, size);
-}
-void *__wrap_realloc(void *old, size_t size)
-{
-    return allocation_fails() ? NULL : __real_realloc(old, size);
-}
-void *__wrap_aligned_alloc(size_t alignment, size_t size)
-{
-    return allocation_fails() ? NULL : __real_aligned_alloc(alignment, size);
-}
 
 /* -- small models ----------------------------------------------------------- */
 
