@@ -10,7 +10,7 @@ SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-fi
 CORE    = $(patsubst csrc/%.c,build/ctest/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
 CTESTS  = $(patsubst tests/c/%.c,build/ctest/%,$(wildcard tests/c/test_*.c))
 ENGINE  = -mavx2 -mfma -mf16c -fopenmp
-ASAN_TESTS ?= $(patsubst %,tests/test_%.py,estimators losses select sample weights bad_input generate divergence hold)
+ASAN_TESTS ?= $(patsubst %,tests/test_%.py,estimators losses select sample weights bad_input generate divergence hold int8)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
