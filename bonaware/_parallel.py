@@ -31,11 +31,19 @@ def for_rows(work: Callable[[int, int], None], rows: int, steps: int) -> None:
         return
     wanted = math.ceil(rows * steps / STEPS_PER_PART / threads) * threads  # as many for each
     size = max(ROWS_PER_PART, math.ceil(rows / wanted / 8) * 8)  # 8 rows go side by side
+    starts = range(0, rows, size)
+    region = math.ceil(len(starts) / threads)
     with ThreadPoolExecutor(threads) as pool:
-        parts = [pool.submit(work, at, min(at + size, rows)) for at in range(0, rows, size)]
         try:
-            for part in parts:
-                part.result()
+            # Threads that begin a region apart stay apart: two that write side by side into new
+            # memory would have the system clear the same huge page twice.
+            parts = {
+                at: pool.submit(work, at, min(at + size, rows))
+                for first in range(region)
+                for at in starts[first::region]
+            }
+            for at in starts:
+                parts[at].result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

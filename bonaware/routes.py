@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cached_choices", "choose", "processor"]
+__all__ = ["cached_choices", "choose", "processor", "use"]
 
 # Rows that stand for a phase when it is measured.
 ROWS = {"prefill": 128, "decode": 32}
@@ -72,12 +72,17 @@ def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
             measured[key] = _fastest(model, index, routes, ROWS[phase])
     if measured:
         known = known | _add(machine, measured, routes)
-    chosen: dict[str, str] = {}
-    for index, phase, name, product, small in products:
-        route = DEFAULT if small else known[f"{dtype} {product}"]
-        model.set_route(index, phase, route)
-        chosen[f"{name} {product}"] = route
+    chosen = {f"{name} {product}": DEFAULT if small else known[f"{dtype} {product}"]
+              for _, _, name, product, small in products}
+    use(model, chosen)
     return chosen
+
+
+def use(model: Any, chosen: dict[str, str]) -> None:
+    """Set the routes that `choose` chose for another copy of a model."""
+    for index, (name, outputs, inputs) in enumerate(model.matrices()):
+        for phase in ROWS:
+            model.set_route(index, phase, chosen[f"{name} {outputs}x{inputs} {phase}"])
 
 
 def cached_choices() -> dict[str, dict[str, str]]:

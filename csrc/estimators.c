@@ -209,7 +209,9 @@ BON_INLINE void find_starts(size_t rows, size_t n, bon_ints *starts)
 BON_INLINE void gather(const ranking *by, const double *from, double *sorted)
 {
     const uint32_t *places = (const uint32_t *)by->places;
-    for (size_t i = 0; i < by->n * LANES; i++) sorted[i] = from[places[i]];
+    for (size_t i = 0; i < by->n * LANES; i += 4)
+        *bon_vec_at(sorted + i) = (bon_vec){from[places[i]], from[places[i + 1]],
+                                            from[places[i + 2]], from[places[i + 3]]};
 }
 
 /* Rows of more doubles are left to the processor. It fetches ahead by itself, but not

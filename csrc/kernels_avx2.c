@@ -22,10 +22,6 @@ typedef __m256 vec;
 #define vec_set1 _mm256_set1_ps
 #define vec_fma _mm256_fmadd_ps
 
-static inline vec vec_load_pairs(const uint16_t *from)
-{
-    return _mm256_loadu_ps((const float *)from);
-}
 static inline vec vec_even(vec pair)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pair), 16));

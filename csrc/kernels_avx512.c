@@ -25,7 +25,6 @@ typedef __m512 vec;
 #define vec_set1 _mm512_set1_ps
 #define vec_fma _mm512_fmadd_ps
 
-static inline vec vec_load_pairs(const uint16_t *from) { return _mm512_loadu_ps(from); }
 static inline vec vec_even(vec pair)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pair), 16));

@@ -15,8 +15,7 @@
  *
  *   vec            a vector of LANES float32, LANES = 8 or 16
  *   vec_zero, vec_load, vec_store, vec_set1, vec_fma(a, b, c) = a*b + c
- *   vec_load_pairs(p)      LANES pairs of bfloat16 from p
- *   vec_even, vec_odd      the first and the second of each pair, widened
+ *   vec_even, vec_odd      of LANES pairs of bfloat16, the first and the second, widened
  *   vec_set_word(p)        the four bytes at p in every lane
  *   vec_bytes_even, _odd   of the four int8 of a lane, the first and third, or the second
  *                          and fourth, as two int16
@@ -34,19 +33,24 @@
  * per file; a wrong address is found by ASan as well. */
 #define UNCHECKED __attribute__((no_sanitize("undefined")))
 #define INLINE UNCHECKED __attribute__((always_inline)) static inline
+#ifdef __SANITIZE_ADDRESS__ /* else the checks of all addresses take minutes to compile */
+#define UNROLL
+#else
 #define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 typedef struct {
     const char *panels;
     size_t stride; /* bytes from panel to panel */
-    size_t k, steps;
+    size_t k;
     const float *x; /* of int8: words of two int16, seen as bytes only */
     size_t ldx;
     float *y; /* of int8: int32, seen by loads and stores of vectors only */
     size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
-    const char *ahead; /* panels to prefetch, `hurry` bytes per step */
-    size_t hurry;
+    size_t turns, turn; /* of a tile's loop, and the bytes of a panel in each */
+    const char *ahead;  /* panels to prefetch: `asks` lines per turn, */
+    size_t asks, hurry; /* and then `hurry` bytes on */
 } task;
 
 /* -- one tile -------------------------------------------------------------- */
@@ -73,62 +77,126 @@ INLINE void end(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
     }
 }
 
-INLINE void prefetch(size_t W, const task *t, size_t step)
+/* How far a tile has come. Every third row of x has a pointer, from which an address reaches
+ * the next two. The compiler must not see where the pointers come from: it would rather find
+ * each row's address from the one before, with an addition per row and step. */
+typedef struct {
+    const char *line; /* of the first panel */
+    const float *row[MAX_ROWS / 3];
+    const char *ahead;
+} cursor;
+
+INLINE cursor start(size_t R, const task *t)
 {
-    UNROLL for (size_t w = 0; w < W; w++)
-        _mm_prefetch(t->ahead + w * t->stride + step * t->hurry, _MM_HINT_T1);
+    cursor c = {.line = t->panels, .ahead = t->ahead};
+    UNROLL for (size_t r = 0; r < R; r += 3) c.row[r / 3] = t->x + r * t->ldx;
+    return c;
+}
+
+INLINE void go_on(size_t R, cursor *c, size_t lines, size_t words)
+{
+    c->line += lines * LINE;
+    UNROLL for (size_t g = 0; g < (R + 2) / 3; g++) {
+        c->row[g] += words;
+        __asm__("" : "+r"(c->row[g]));
+    }
+}
+
+INLINE void prefetch(size_t W, const task *t, cursor *c)
+{
+    for (size_t i = 0; i < t->asks; i++) {
+        UNROLL for (size_t w = 0; w < W; w++)
+            _mm_prefetch(c->ahead + w * t->stride + i * LINE, _MM_HINT_T1);
+    }
+    c->ahead += t->hurry;
+}
+
+/* Vector v of a line of all panels, and the word of row r of x. */
+INLINE vec load_line(const task *t, const cursor *c, size_t line, size_t v)
+{
+    const char *panel = c->line + v / VECS * t->stride + line * LINE;
+    return vec_load((const float *)panel + v % VECS * LANES);
+}
+
+INLINE const float *word_of(const task *t, const cursor *c, size_t r, size_t word)
+{
+    return c->row[r / 3] + r % 3 * t->ldx + word;
 }
 
 /* One link of all chains: acc[r][v] += x[r] * b[v]. */
-INLINE void link(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
+INLINE void link(size_t R, size_t W, const task *t, const cursor *c, size_t word, const vec *b,
                  vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
-        const vec a = vec_set1(x[r * ldx]);
+        const vec a = vec_set1(*word_of(t, c, r, word));
         UNROLL for (size_t v = 0; v < W * VECS; v++) acc[r][v] = vec_fma(a, b[v], acc[r][v]);
     }
 }
 
+INLINE void line_f32(size_t R, size_t W, const task *t, const cursor *c, size_t line,
+                     vec acc[][MAX_VECS])
+{
+    vec b[MAX_VECS];
+    UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = load_line(t, c, line, v);
+    link(R, W, t, c, line, b, acc);
+}
+
 INLINE void tile_f32(size_t R, size_t W, bool ask, const task *t)
 {
-    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS];
+    vec acc[MAX_ROWS][MAX_VECS];
+    cursor c = start(R, t);
     begin(R, W, t, acc);
-    for (size_t i = 0; i < t->k; i++) {
-        if (ask) prefetch(W, t, i);
-        UNROLL for (size_t v = 0; v < W * VECS; v++) {
-            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
-            b[v] = vec_load((const float *)panel + v % VECS * LANES);
-        }
-        link(R, W, t->x + i, t->ldx, b, acc);
+    size_t i = 0;
+    for (; i + 4 <= t->k; i += 4) {
+        if (ask) prefetch(W, t, &c);
+        UNROLL for (size_t line = 0; line < 4; line++) line_f32(R, W, t, &c, line, acc);
+        go_on(R, &c, 4, 4);
+    }
+    for (; i < t->k; i++) {
+        line_f32(R, W, t, &c, 0, acc);
+        go_on(R, &c, 1, 1);
     }
     end(R, W, t, acc);
+}
+
+/* Two inputs, or only the first. */
+INLINE void line_bf16(size_t R, size_t W, const task *t, const cursor *c, size_t line,
+                      bool both, vec acc[][MAX_VECS])
+{
+    vec b[MAX_VECS], pair[MAX_VECS];
+    UNROLL for (size_t v = 0; v < W * VECS; v++) pair[v] = load_line(t, c, line, v);
+    UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_even(pair[v]);
+    link(R, W, t, c, 2 * line, b, acc);
+    if (!both) return;
+    UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_odd(pair[v]);
+    link(R, W, t, c, 2 * line + 1, b, acc);
 }
 
 INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
 {
-    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS], pair[MAX_VECS];
+    vec acc[MAX_ROWS][MAX_VECS];
+    cursor c = start(R, t);
     begin(R, W, t, acc);
-    for (size_t i = 0; i < t->steps; i++) {
-        if (ask) prefetch(W, t, i);
-        UNROLL for (size_t v = 0; v < W * VECS; v++) {
-            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
-            pair[v] = vec_load_pairs((const uint16_t *)panel + v % VECS * LANES * 2);
-        }
-        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_even(pair[v]);
-        link(R, W, t->x + 2 * i, t->ldx, b, acc);
-        if (2 * i + 1 == t->k) break;
-        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_odd(pair[v]);
-        link(R, W, t->x + 2 * i + 1, t->ldx, b, acc);
+    size_t i = 0;
+    for (; i + 4 <= t->k; i += 4) {
+        if (ask) prefetch(W, t, &c);
+        UNROLL for (size_t line = 0; line < 2; line++) line_bf16(R, W, t, &c, line, true, acc);
+        go_on(R, &c, 2, 4);
     }
+    for (; i + 2 <= t->k; i += 2) {
+        line_bf16(R, W, t, &c, 0, true, acc);
+        go_on(R, &c, 1, 2);
+    }
+    if (i < t->k) line_bf16(R, W, t, &c, 0, false, acc);
     end(R, W, t, acc);
 }
 
 /* One link of int8: two inputs of each of the panels' four. */
-INLINE void link_i8(size_t R, size_t W, const float *x, size_t ldx, const vec *b,
-                    vec acc[][MAX_VECS])
+INLINE void link_i8(size_t R, size_t W, const task *t, const cursor *c, size_t word,
+                    const vec *b, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
-        const vec a = vec_set_word(x + r * ldx);
+        const vec a = vec_set_word(word_of(t, c, r, word));
         UNROLL for (size_t v = 0; v < W * VECS; v++) {
             acc[r][v] = vec_dot(a, b[v], acc[r][v]);
             /* Else the compiler adds the products of both links first, as whole numbers
@@ -138,21 +206,29 @@ INLINE void link_i8(size_t R, size_t W, const float *x, size_t ldx, const vec *b
     }
 }
 
+INLINE void line_i8(size_t R, size_t W, const task *t, const cursor *c, size_t line,
+                    vec acc[][MAX_VECS])
+{
+    vec b[MAX_VECS], four[MAX_VECS];
+    UNROLL for (size_t v = 0; v < W * VECS; v++) four[v] = load_line(t, c, line, v);
+    UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_even(four[v]);
+    link_i8(R, W, t, c, 2 * line, b, acc);
+    UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_odd(four[v]);
+    link_i8(R, W, t, c, 2 * line + 1, b, acc);
+}
+
 INLINE void tile_i8(size_t R, size_t W, bool ask, const task *t)
 {
-    vec acc[MAX_ROWS][MAX_VECS], b[MAX_VECS], four[MAX_VECS];
+    vec acc[MAX_ROWS][MAX_VECS];
+    cursor c = start(R, t);
     begin(R, W, t, acc);
-    for (size_t i = 0; i < t->steps; i++) {
-        if (ask) prefetch(W, t, i);
-        UNROLL for (size_t v = 0; v < W * VECS; v++) {
-            const char *panel = t->panels + v / VECS * t->stride + i * LINE;
-            four[v] = vec_load((const float *)panel + v % VECS * LANES);
-        }
-        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_even(four[v]);
-        link_i8(R, W, t->x + 2 * i, t->ldx, b, acc);
-        UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_bytes_odd(four[v]);
-        link_i8(R, W, t->x + 2 * i + 1, t->ldx, b, acc);
+    size_t i = 0;
+    for (; i + 8 <= t->k; i += 8) {
+        if (ask) prefetch(W, t, &c);
+        UNROLL for (size_t line = 0; line < 2; line++) line_i8(R, W, t, &c, line, acc);
+        go_on(R, &c, 2, 4);
     }
+    if (i < t->k) line_i8(R, W, t, &c, 0, acc);
     end(R, W, t, acc);
 }
 
@@ -215,15 +291,16 @@ static const shape i8_shapes[SHAPES] = {
 static void column(task t, const shape *s, size_t rows, bool last)
 {
     const size_t tiles = (rows + s->rows - 1) / s->rows;
-    t.ahead = last ? t.panels : t.panels + s->wide * t.stride;
-    t.hurry = last ? 0 : LINE / tiles;
+    t.ahead = t.panels + s->wide * t.stride;
+    t.hurry = last ? 0 : t.turn / tiles;
+    t.asks = (t.hurry + LINE - 1) / LINE;
     void (*const tile)(const task *, size_t) = tiles > FEW_TILES ? s->many : s->few;
     for (size_t left = tiles; left > 0; left--) {
         const size_t height = (rows + left - 1) / left;
         tile(&t, height);
         t.x += height * t.ldx;
         t.y += height * t.ldy;
-        t.ahead += t.steps * t.hurry;
+        t.ahead += t.turns * t.hurry;
         rows -= height;
     }
 }
@@ -244,8 +321,8 @@ static void f32(const float *panels, size_t count, size_t stride, size_t k, cons
                 size_t rows, size_t ldx, float *y, size_t ldy, size_t apart, bool accumulate)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
-                    .k = k, .steps = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
-                    .apart = apart, .accumulate = accumulate};
+                    .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
+                    .accumulate = accumulate, .turns = k / 4, .turn = 4 * LINE};
     product(t, f32_shapes, count, rows);
 }
 
@@ -254,8 +331,8 @@ static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  size_t apart, bool accumulate)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
-                    .k = k, .steps = (k + 1) / 2, .x = x, .ldx = ldx, .y = y, .ldy = ldy,
-                    .apart = apart, .accumulate = accumulate};
+                    .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
+                    .accumulate = accumulate, .turns = k / 4, .turn = 2 * LINE};
     product(t, bf16_shapes, count, rows);
 }
 
@@ -263,8 +340,8 @@ static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, cons
                size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart, bool accumulate)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
-                    .k = k, .steps = k / 4, .x = (const float *)(const void *)x, .ldx = ldx / 2,
+                    .k = k, .x = (const float *)(const void *)x, .ldx = ldx / 2,
                     .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate};
+                    .accumulate = accumulate, .turns = k / 8, .turn = 2 * LINE};
     product(t, i8_shapes, count, rows);
 }

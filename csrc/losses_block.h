@@ -94,8 +94,12 @@ static void gather(const block *b, const double *from, size_t rows, double *to)
 {
     const double *row[LANES];
     for (size_t l = 0; l < LANES; l++) row[l] = from + (l < rows ? l : rows - 1) * b->n;
-    for (size_t i = 0; i < b->n * LANES; i += LANES)
-        for (size_t l = 0; l < LANES; l++) to[i + l] = row[l][(uint32_t)b->places[i + l]];
+    for (size_t i = 0; i < b->n * LANES; i += LANES) {
+        const uint32_t *at = (const uint32_t *)b->places + i;
+        for (size_t l = 0; l < LANES; l += 4)
+            *bon_vec_at(to + i + l) = (bon_vec){row[l][at[l]], row[l + 1][at[l + 1]],
+                                                row[l + 2][at[l + 2]], row[l + 3][at[l + 3]]};
+    }
 }
 
 /* Fills places from sorted keys. Returns whether neighbours agree but for the index. */

@@ -120,29 +120,4 @@ BON_INLINE void bon_sort_keys(double *keys, size_t n)
     }
 }
 
-/* to [n, BON_ABREAST] = elements of from [rows, n] in the order of keys. Rows beyond `rows`
- * repeat the last. */
-BON_INLINE void bon_gather(const double *keys, size_t n, uint64_t mask, const double *from,
-                           size_t rows, double *to)
-{
-    const double *row[BON_ABREAST];
-    for (size_t l = 0; l < BON_ABREAST; l++) row[l] = from + (l < rows ? l : rows - 1) * n;
-    for (size_t i = 0; i < n * BON_ABREAST; i += BON_ABREAST)
-        for (size_t l = 0; l < BON_ABREAST; l++)
-            to[i + l] = row[l][bon_bits_of(keys[i + l]) & mask];
-}
-
-/* True where neighbours in some row agree in all bits but the index. */
-BON_INLINE int bon_any_tie(const double *keys, size_t n, uint64_t mask)
-{
-    const int64_t low = (int64_t)mask;
-    bon_choice tied = {0};
-    for (size_t i = BON_ABREAST; i < n * BON_ABREAST; i += 4) {
-        const bon_choice a = (bon_choice)*bon_const_vec_at(keys + i);
-        const bon_choice b = (bon_choice)*bon_const_vec_at(keys + i - BON_ABREAST);
-        tied |= ((a ^ b) & ~low) == 0;
-    }
-    return (tied[0] | tied[1] | tied[2] | tied[3]) != 0;
-}
-
 #endif /* BON_RANKING_H */

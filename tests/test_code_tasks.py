@@ -373,8 +373,8 @@ def test_recorded_texts_can_be_judged_by_any_task(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "options", "message"), [
-    ({"task_id": "t/9", "completion": "x"}, {}, r"r\.jsonl, line 1: task_id must be the id of a "
-     r"problem of the task, such as 't/0', found 't/9'"),
+    ({"task_id": "t/9", "completion": "x"}, {}, r"r\.jsonl, line 1: task_id must be the id or "
+     r"the prompt of a problem of the task, such as 't/0', found 't/9'"),
     ({"task_id": "t/0", "word": "x"}, {}, "need a field with texts; name it, or call it texts"),
     ({"completion": ["x"]}, {}, "a task needs a field that names the problem"),
     ({"task_id": "t/0", "completion": 1.5}, {"texts": "code"}, "need the field 'code', found"),
@@ -384,8 +384,3 @@ def test_recorded_rows_that_a_task_cannot_judge_are_named(tmp_path, row, options
     task = tasks.get("humaneval", path=write(tmp_path / "h.jsonl", RECORD))
     with pytest.raises(ValueError, match=message):
         evaluate_recorded(write(tmp_path / "r.jsonl", row), task, **options)
-
-
-def test_texts_without_a_task_are_not_ignored(tmp_path):
-    with pytest.raises(ValueError, match="texts with one"):
-        evaluate_recorded(write(tmp_path / "r.jsonl", {"x": 1}), texts="x")

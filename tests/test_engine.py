@@ -141,7 +141,7 @@ def drawings(monkeypatch):
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(lm_module, "Drawing", Recorded)
+    monkeypatch.setattr(bon.LM, "_drawing", Recorded)
     return made
 
 

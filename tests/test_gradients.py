@@ -841,3 +841,32 @@ def test_a_reference_is_not_changed_while_it_is_compared_with(tiny, long_work):
     timer.join()
     assert len(refused) == 2
     reference._model.set("final_norm", 0, norm)  # and it may be, once that is over
+
+
+# -- shares of a batch -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_of_a_batch_have_its_gradient_and_its_values(loaded, count):
+    lm = loaded("llama_biases", "float32")
+    prompts, completions, weights = texts(lm.arch.vocab, {9: (4, 1), 30: (7,), 2: (1, 1, 5),
+                                                          11: (2, 8)})
+    batch = _batch.predictions(prompts, completions, [
+        np.repeat(row, [len(text) for text in own]).astype(np.float32)
+        for row, own in zip(weights, completions, strict=True)])
+    whole, parts = Learner(lm), Learner(lm)
+    values, _ = whole._engine.accumulate(*batch.arrays(), 1.0)
+    shares = batch.shares(count)
+    found = [parts._engine.accumulate(*arrays, 1.0)[0] for arrays, _ in shares]
+    assert len(shares) == min(count, 4)
+    assert np.array_equal(np.concatenate(found), values)
+    assert [targets.stop - targets.start for _, targets in shares] == list(map(len, found))
+    assert_near(parts.gradients(), whole.gradients(), 1e-6)
+
+
+def test_shares_are_runs_of_prompts_of_about_as_many_rows():
+    ids = [np.arange(length, dtype=np.int32) for length in (10, 10, 20, 40)]
+    batch = _batch.predictions(ids, [[np.ones(1, np.int32)]] * 4, [np.ones(1, np.float32)] * 4)
+    assert [arrays[1].tolist() for arrays, _ in batch.shares(2)] == [[10, 10, 20], [40]]
+    assert [arrays[1].tolist() for arrays, _ in batch.shares(9)] == [[10], [10], [20], [40]]
+    assert _batch.predictions([], [], []).shares(3) == []

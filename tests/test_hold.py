@@ -14,7 +14,7 @@ import bonaware as bon
 from bonaware.config import engine
 
 DTYPES = ["float32", "bfloat16"]
-NAMES = ["llama3", "gemma2", "qwen3", "large"]
+NAMES = ["llama3", "gemma2", "qwen3", pytest.param("large", marks=pytest.mark.heavy)]
 LENGTHS = [1, 31, 32, 33, 70]  # of prompts, around the borders of blocks
 EACH, NEW, SEED = 4, 40, 3
 WAYS = [(0, 1.0, 0.0), (20, 0.9, 0.01)]  # top-k, top-p, min-p
@@ -322,7 +322,7 @@ def test_entering_samples_leave_blocks_for_questions(counting):
      r"must fit into the context of 64 tokens, but those of sample 0 have 5 \+ 4 \+ 56"),
     (lambda s: s.ask(uint([0]), ids([1] * 55), ids([1])), MemoryError,
      "no cache blocks left to fork even one sample for a question"),
-], ids=str)
+], ids=lambda part: part if isinstance(part, str) else "")
 def test_what_a_session_cannot_do_is_said(counting, call, error, message):
     session = counting(1, blocks=3).session
     add_samples(session, 0, [0, 1], hold_at=4)

@@ -75,6 +75,7 @@ def test_outputs_with_a_few_large_weights_are_as_good_as_16_bits(tiny):
     np.testing.assert_array_equal(lm._model.get("down", 1), want)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["countdown", "countdown-selfeval"])
 def test_the_embedded_models_hardly_change(name):
     """KL of at most 0.01 nats a token, and pass@k within the interval of the exact model."""

@@ -5,14 +5,10 @@ small policy are the gradient of its objective. No formula of the package is use
 objective; see enumeration.py.
 """
 
-import contextlib
-import gc
 import itertools
 import math
-import signal
 import threading
 import time
-import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +27,8 @@ from enumeration import (
     softmax,
     tuples,
 )
+from interrupts import seconds_to_stop
+from leaks import bytes_kept
 from loss_bias import (
     SIZES,
     TABLES,
@@ -832,26 +830,13 @@ def test_results_do_not_depend_on_the_number_of_threads(label, monkeypatch):
         np.testing.assert_array_equal(weights, results[0][1])
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_losses_stop_on_ctrl_c(threads, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     rewards = np.random.default_rng(0).random((700, 20_000))
     loss = losses.get("bon")(k=4, baseline="loo")
-    old = signal.signal(signal.SIGALRM, interrupt)
-    gc.disable()  # an interrupt inside a callback of the collector would get lost
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
-    try:
-        start = time.perf_counter()
-        with pytest.raises(KeyboardInterrupt):
-            loss(rewards)
-        assert time.perf_counter() - start < 2.0
-    finally:
-        gc.enable()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+    assert seconds_to_stop(lambda: loss(rewards), after=0.1) < 0.3
 
 
 def test_kernels_run_without_the_gil():
@@ -883,20 +868,8 @@ def test_kernels_run_without_the_gil():
          "by_count_error"],
 )
 def test_binding_frees_its_memory_on_success_and_on_error(call):
-    def repeat(times):
-        for _ in range(times):
-            with contextlib.suppress(ValueError, TypeError):
-                call()
-        return tracemalloc.get_traced_memory()[0]
-
     calls = 200
-    tracemalloc.start()
-    try:
-        before = repeat(3)
-        growth = repeat(calls) - before
-    finally:
-        tracemalloc.stop()
-    assert growth < 16 * calls  # no object is smaller; caches add a few kB once
+    assert bytes_kept(call, calls) < 16 * calls  # no object is smaller; caches add a few kB once
 
 
 # -- the tools of these tests ----------------------------------------------------

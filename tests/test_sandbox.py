@@ -47,16 +47,25 @@ def fresh():
 
 
 def processes():
-    """Processes inside sandboxes: their ids."""
-    found = set()
+    """Processes inside sandboxes: their ids; not those of tests that run beside these (xdist)."""
+    parents, found = {}, set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
+                pid, stat = int(folder.name), (folder / "stat").read_text()
+                parents[pid] = int(stat.rpartition(")")[2].split()[1])
                 if str(INSIDE).encode() in (folder / "cmdline").read_bytes():
-                    found.add(int(folder.name))
+                    found.add(pid)
             except OSError:
                 continue
-    return found
+
+    def beside(pid):
+        """Whether it comes from another process that was started with this one."""
+        while pid in parents and parents[pid] != os.getppid():
+            pid = parents[pid]
+        return pid in parents and pid != os.getpid()
+
+    return {pid for pid in found if not beside(pid)}
 
 
 def soon(condition, seconds=20):

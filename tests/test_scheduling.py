@@ -34,9 +34,9 @@ def scheduled(lm, prompts, policy, max_new_tokens):
     """A drawing that has not begun."""
     requests = [bon.samples.Request(p, np.array(ids, np.int32), range(policy.n))
                 for p, ids in enumerate(prompts)]
-    return _scheduling.Scheduled(
-        lm, requests, prompts, policy, _scheduling.Guide(policy, judge()), temperature=1.0,
-        top_k=None, top_p=None, min_p=None, max_new_tokens=max_new_tokens, stop_strings=(), rng=0)
+    return lm.scheduled(
+        requests, prompts, policy, _scheduling.Guide(policy, judge()), temperature=1.0, top_k=None,
+        top_p=None, min_p=None, max_new_tokens=max_new_tokens, stop_strings=(), rng=0)
 
 
 @pytest.fixture(scope="module")

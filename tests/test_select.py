@@ -1,10 +1,5 @@
 """bonaware.select against plain Python, and its errors."""
 
-import contextlib
-import gc
-import signal
-import time
-import tracemalloc
 from collections import Counter
 from fractions import Fraction
 
@@ -12,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupts import seconds_to_stop
+from leaks import bytes_kept
 
 from bonaware import _select
 from bonaware.estimators import best_of_k, majority_at_k
@@ -242,28 +239,15 @@ def test_selectors_do_not_depend_on_chunks():
         weighted_majority(codes, scores)
 
 
+@pytest.mark.clock
 def test_selectors_stop_on_ctrl_c():
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     codes = np.random.default_rng(0).integers(0, 50, size=(300_000, 64))
 
     def work():
         for _ in range(100):
             majority(codes)
 
-    old = signal.signal(signal.SIGALRM, interrupt)
-    gc.disable()  # an interrupt inside a callback of the collector would get lost
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    try:
-        start = time.perf_counter()
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert time.perf_counter() - start < 1.0
-    finally:
-        gc.enable()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+    assert seconds_to_stop(work, after=0.1) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -279,17 +263,5 @@ def test_selectors_stop_on_ctrl_c():
     ids=["best", "nan", "no_sample", "vote", "no_vote", "bad_weight"],
 )
 def test_binding_frees_its_memory_on_success_and_on_error(call):
-    def repeat(times):
-        for _ in range(times):
-            with contextlib.suppress(ValueError):
-                call()
-        return tracemalloc.get_traced_memory()[0]
-
     calls = 300
-    tracemalloc.start()
-    try:
-        before = repeat(3)
-        growth = repeat(calls) - before
-    finally:
-        tracemalloc.stop()
-    assert growth < 16 * calls  # no object is smaller; caches add a few kB once
+    assert bytes_kept(call, calls) < 16 * calls  # no object is smaller; caches add a few kB once
