@@ -1,4 +1,4 @@
-"""The command line: bonaware evaluate | generate | train | selfeval | lm-eval | config.
+"""The command line: bonaware evaluate | report | export | generate | train | selfeval and so on.
 
 Same words as in Python. Results go to standard output; settings, bar and errors to standard
 error. Exit code 0: done; 1: it failed, and one sentence says why; 2: wrong command line.
@@ -71,6 +71,16 @@ on where it stopped; a larger --n draws only what is missing.
 The report is one HTML page beside the store: curves, tables, and the samples to look through.
 """
 
+REPORT = """\
+examples:
+  bonaware report run.sqlite
+  bonaware report adaptive.sqlite best_of_16.sqlite --out compared.html
+  bonaware report samples_gsm8k_2026-11-22T08-33-22.jsonl --task gsm8k --problem doc.question
+  bonaware report logs/2026-11-22_gsm8k.eval --rewards reward_match
+
+Runs beside the first add what they reach for their tokens, and their temperatures.
+"""
+
 GENERATE = """\
 examples:
   bonaware generate --model models/Qwen3-0.6B --chat --n 4 "Why is the sky blue?"
@@ -132,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    done = args.run(args)
+    with contextlib.ExitStack() as args.opened:
+        done = args.run(args)
     sys.stdout.flush()
     return 0 if done else 1
 
@@ -144,17 +155,13 @@ def _evaluate(args: argparse.Namespace) -> bool:
     if not (args.samples or args.model or args.task):
         _take_embedded(args)
     _check_evaluate(args)
-    run = _recorded(args) if args.samples else _drawn(args)
+    run = _recorded(args.samples, args) if args.samples else _drawn(args)
     report = _report_path(run, args)
     print(json.dumps(_as_json(run, report)) if args.json else _shown(run))
     if report:
         _say(f"report: {run.report(report)}")
     if args.export:
-        from bonaware.store import Store
-
-        with Store(run.store, readonly=True) as store:
-            store.export(args.export)
-        _say(f"table: {args.export}")
+        _write_table(run.store, args.export)
     if args.plot:
         run.plot().figure.savefig(args.plot, dpi=150)
         _say(f"plot: {args.plot}")
@@ -206,16 +213,14 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         )
     if args.export and (args.samples or args.no_store):
         raise UsageError("--export writes what is in the store: it needs --model and a store")
-    if args.export and Path(args.export).suffix not in (".parquet", ".jsonl"):
-        raise UsageError(f"--export needs a name ending in .parquet or .jsonl, got {args.export}")
+    if args.export:
+        _check_table(args.export)
     if args.samples:
         _refuse(args, args.drawing, "is for drawing; --samples are drawn")
     if args.report and not Path(args.report).absolute().parent.is_dir():
         raise UsageError(f"--report {args.report}: {Path(args.report).parent} is no folder")
     if args.plot:
         _need("matplotlib", "plots need matplotlib: pip install 'bonaware[plot]'")
-    if args.export and Path(args.export).suffix == ".parquet":
-        _need("pyarrow", "Parquet needs pyarrow: pip install 'bonaware[arrow]'")
 
 
 def _refuse(args: argparse.Namespace, actions: Iterable[argparse.Action], why: str) -> None:
@@ -231,12 +236,12 @@ def _need(module: str, sentence: str) -> None:
         raise ImportError(sentence)
 
 
-def _recorded(args: argparse.Namespace) -> Any:
+def _recorded(path: str, args: argparse.Namespace) -> Any:
     fields = ("rewards", "answers", "gold", "problem", "texts")
     named = {name: getattr(args, name) for name in fields}
     task = bonaware.tasks.get(args.task, **dict(args.task_option)) if args.task else None
     run = bonaware.evaluate_recorded(
-        args.samples, task, split=args.split, **named, scores=args.scores, k=args.k
+        path, task, split=args.split, **named, scores=args.scores, k=args.k
     )
     _say_settings(run.settings)
     _say_remarks(task)
@@ -313,6 +318,44 @@ def _as_json(run: Any, report: Path | None) -> dict[str, Any]:
         **run.to_dict(),
         "stats": stats and dataclasses.asdict(stats),
     }
+
+
+# -- report and export ---------------------------------------------------------
+
+
+def _page(args: argparse.Namespace) -> bool:
+    given = (args.samples, *args.beside)
+    out = Path(args.out or Path(args.samples).with_suffix(".report.html"))
+    if out.resolve() in [Path(path).resolve() for path in given]:
+        raise UsageError(f"--out {out}: the page would replace what it is made of")
+    run, *beside = (_recorded(path, args) for path in given)
+    out = run.report(out, beside=beside)
+    print(json.dumps({"report": str(out)}) if args.json else out)
+    return True
+
+
+def _export(args: argparse.Namespace) -> bool:
+    _check_table(args.out)
+    _write_table(args.store, args.out)
+    if args.json:
+        print(json.dumps({"table": args.out}))
+    return True
+
+
+def _check_table(path: str) -> None:
+    """Said before samples are drawn, not after."""
+    if Path(path).suffix not in (".parquet", ".jsonl"):
+        raise UsageError(f"a table needs a name ending in .parquet or .jsonl, got {path}")
+    if Path(path).suffix == ".parquet":
+        _need("pyarrow", "Parquet needs pyarrow: pip install 'bonaware[arrow]'")
+
+
+def _write_table(store: str | Path, path: str) -> None:
+    from bonaware.store import Store
+
+    with Store(store, readonly=True) as opened:
+        opened.export(path)
+    _say(f"table: {path}")
 
 
 # -- generate ----------------------------------------------------------------
@@ -518,9 +561,15 @@ def _config(args: argparse.Namespace) -> bool:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    return bonaware.LM.load(
+    workers = getattr(args, "workers", None)
+    if workers is not None:
+        from bonaware.integrations.ray import Cluster  # said before a model is loaded
+    lm = bonaware.LM.load(
         args.model, dtype=args.dtype, threads=args.threads, memory=args.memory
     )
+    if workers is None:
+        return lm
+    return args.opened.enter_context(Cluster(lm, workers, threads=args.threads))
 
 
 def _say(text: str) -> None:
@@ -625,6 +674,12 @@ def _parser() -> argparse.ArgumentParser:
 
     summary = "draw n samples per problem, reward and score them, estimate what k tries give"
     _evaluate_arguments(command("evaluate", _evaluate, summary, EVALUATE))
+    summary = "write the HTML page of a store, of recorded samples, or of a harness's log"
+    _page_arguments(command("report", _page, summary, REPORT))
+    summary = "write the samples of a store as a table that DuckDB, polars and pandas read"
+    exporting = command("export", _export, summary)
+    exporting.add_argument("store", metavar="STORE", help="of a run, an SQLite file")
+    exporting.add_argument("out", metavar="TABLE", help="a name ending in .parquet or .jsonl")
     _generate_arguments(command("generate", _generate, "draw samples of prompts", GENERATE))
     summary = "train on the samples of a task, on texts, or a score head on labelled ones"
     _train_arguments(command("train", _train, summary, TRAIN))
@@ -646,10 +701,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to evaluate")
     what.add_argument("--model", metavar="FOLDER", help="a Hugging Face folder, or the name of an "
                       f"embedded model: {', '.join(embedded_policies())}")  # fmt: skip
-    what.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
-    what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
-                      default=[], help="an option of the task; may be repeated")  # fmt: skip
-    what.add_argument("--split", default="test", help="default: test")
+    _task_arguments(what)
     what.add_argument("--limit", type=int, metavar="P", help="the first P problems only")
     what.add_argument("--verifier", metavar="NAME[:OPTION=VALUE,...]", action=_Verifier,
                       help=f"select by it: {', '.join(bonaware.verifiers.available())}, with "
@@ -668,9 +720,36 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--no-report", action="store_true", help="write none")
     where.add_argument("--export", metavar="FILE", help="samples as .parquet or .jsonl")
     where.add_argument("--plot", metavar="FILE", help="the curves as .png, .pdf or .svg")
-    where.add_argument("--k", type=_numbers(int), metavar="K,K,...", help="default: 1,2,4,...,n")
+    _k_argument(where)
     recorded = parser.add_argument_group("recorded samples, instead of a model")
-    recorded.add_argument("--samples", metavar="FILE", help="JSONL, or the store of a run")
+    recorded.add_argument("--samples", metavar="FILE", help="JSONL, JSON, Parquet, a log of "
+                          "lm-eval or inspect, or the store of a run")
+    _field_arguments(recorded)
+
+
+def _page_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "bonaware report FILE [BESIDE ...] [--out PAGE.html] [options]"
+    parser.add_argument("samples", metavar="FILE", help="a store, JSONL, JSON, Parquet or a log")
+    parser.add_argument("beside", metavar="BESIDE", nargs="*", help="runs of the same problems to "
+                        "compare with: other policies, other temperatures")
+    parser.add_argument("--out", metavar="PAGE.html", help="default: beside FILE")
+    _k_argument(parser)
+    _task_arguments(parser.add_argument_group("a task that judges recorded texts"))
+    _field_arguments(parser.add_argument_group("fields of recorded samples"))
+
+
+def _k_argument(parser: Any) -> None:
+    parser.add_argument("--k", type=_numbers(int), metavar="K,K,...", help="default: 1,2,4,...,n")
+
+
+def _task_arguments(what: Any) -> None:
+    what.add_argument("--task", metavar="NAME", help=", ".join(bonaware.tasks.available()))
+    what.add_argument("--task-option", metavar="NAME=VALUE", type=_option, action="append",
+                      default=[], help="an option of the task; may be repeated")  # fmt: skip
+    what.add_argument("--split", default="test", help="default: test")
+
+
+def _field_arguments(recorded: Any) -> None:
     recorded.add_argument("--rewards", metavar="FIELD", help="field with the truth")
     recorded.add_argument("--scores", metavar="FIELD", action="append",
                           help="field to select by; may be repeated")  # fmt: skip
@@ -707,7 +786,12 @@ def _model_arguments(parser: argparse.ArgumentParser, n: int, length: str) -> No
     group.add_argument("--stop", dest="stop_strings", action="append", metavar="STRING",
                        help="end a sample here; may be repeated")  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.set_defaults(drawing=[*group._group_actions, *_engine_arguments(parser)])
+    engine = _engine_arguments(parser)
+    several = parser.add_argument_group("several machines")
+    several.add_argument("--workers", type=int, metavar="W", help="draw in W processes of Ray, "
+                         "each with --threads: in the cluster of RAY_ADDRESS, else on this "
+                         "machine, whose processors they share by default")
+    parser.set_defaults(drawing=[*group._group_actions, *engine, *several._group_actions])
 
 
 def _engine_arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -4,7 +4,6 @@ Estimates come from bonaware.estimators; this file names them, averages them ove
 and shows them.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import estimators
+from bonaware._html import text as as_html
 
 __all__ = ["Curves", "curves", "which_k"]
 
@@ -99,14 +99,14 @@ class Curves:
 
     def _repr_html_(self) -> str:
         head, *body = self._cells()
-        titles = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+        titles = "".join(f'<th scope="col">{as_html(cell)}</th>' for cell in head)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            "<tr>" + "".join(f"<td>{as_html(cell)}</td>" for cell in row) + "</tr>"
             for row in body
         )
         return (
             f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<p>{html.escape(self.note)}</p>"
+            f"<p>{as_html(self.note)}</p>"
         )
 
     def _cells(self) -> list[list[str]]:

@@ -57,6 +57,8 @@ class Run:
         The file that holds the run.
     complete : bool
         False after an interruption; figures then come from the prompts that have all n.
+    texts : nested list [P][n] of str or None, or None
+        Of recorded samples without tokens, to be shown; None where `samples` has them.
     """
 
     problems: list[Any]
@@ -68,6 +70,7 @@ class Run:
     k: Sequence[int] | None = None
     store: Path | None = None
     complete: bool = True
+    texts: list[list[str | None]] | None = None
 
     @property
     def n(self) -> int:
@@ -124,8 +127,9 @@ class Run:
         ax.set_title(f"{self.title}\n{ax.get_title()}")
         return ax
 
-    def report(self, path: str | os.PathLike[str], level: float = 0.95) -> Path:
-        """Write one HTML page: settings, curves, tables, prompts and samples to look through.
+    def report(self, path: str | os.PathLike[str], level: float = 0.95,
+               beside: Sequence["Run"] = ()) -> Path:
+        """Write one HTML page: curves, compute, calibration, prompts and samples to look through.
 
         Parameters
         ----------
@@ -133,6 +137,8 @@ class Run:
             Is replaced.
         level : float
             Of the intervals, in (0, 1).
+        beside : sequence of Run
+            Of the same problems, to compare with: what a policy saves, or other temperatures.
 
         Returns
         -------
@@ -143,6 +149,8 @@ class Run:
         ------
         OSError
             The file cannot be written.
+        ValueError
+            A run beside is of other problems.
 
         Notes
         -----
@@ -151,7 +159,7 @@ class Run:
         """
         from bonaware import report
 
-        return report.write(self, path, level)
+        return report.write(self, path, level, beside)
 
     def summary(self, width: int | None = None) -> str:
         """The curves as a table, what each selector picks, and what it cost.
@@ -439,12 +447,10 @@ class _ByPolicy:
     def drawing(self, lm: Any, prompts: Sequence[Any], requests: Sequence[Request],
                 kept: Sequence[Sample], sampling: Mapping[str, Any]) -> Any:
         """The samples that are missing, of what is requested: all of each prompt."""
-        from bonaware._scheduling import Scheduled
-
         wanted = [request for request in requests if request.prompt not in self.done]
         served = {(s.prompt, s.index): (s, float(self.found[s.prompt, s.index]))
                   for s in kept if s.prompt not in self.done}
-        self._drawing = Scheduled(lm, wanted, prompts, self.policy, self.guide, served, **sampling)
+        self._drawing = lm.scheduled(wanted, prompts, self.policy, self.guide, served, **sampling)
         return self._drawing
 
     def keep(self, sample: Sample) -> None:

@@ -1,13 +1,14 @@
 """Recorded samples: rewards, scores and answers that someone else has written down.
 
-Reads JSONL in two forms, one row per problem (lists of n) or one row per sample, and the
-stores of earlier runs. Texts without rewards are judged by a task. What it reads is data and is
-never executed here; a task whose samples are programs runs them in its sandbox.
+Takes rows in two forms, one per problem (lists of n) or one per sample, as `bonaware.logs` reads
+them, and the stores of earlier runs. Texts without rewards are judged by a task. What it reads is
+data and is never executed here; a task whose samples are programs runs them in its sandbox.
 """
 
 import itertools
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware import policies, tasks
+from bonaware import logs, policies, tasks
 from bonaware.evaluation import Run, answers_to
 from bonaware.policies import Policy
 from bonaware.policy_run import PolicyRun, no_curves
 from bonaware.samples import Samples
 from bonaware.store import Store
-from bonaware.tasks import Problem, Task, read_jsonl
+from bonaware.tasks import Problem, Task
 
 __all__ = ["evaluate_recorded"]
 
-# Where to look when no field is named, best first.
+# Where to look when no field is named, best first; then the first that begins with reward_ or
+# answer_, and all that begin with score_.
 REWARDS = ("rewards", "reward", "correct", "is_correct", "passed", "score")
 SCORES = ("scores", "pred_score", "rm_score", "score")
 ANSWERS = ("answers", "pred", "preds", "predictions", "extracted_answer", "all_answers")
@@ -33,6 +35,7 @@ GOLD = ("gold", "gold_answer", "target")
 TEXTS = ("texts", "text", "completions", "completion", "samples", "sample", "responses",
          "response", "generations", "generation", "solutions", "solution", "outputs", "output")
 PROBLEM = ("problem", "problem_id", "question_id", "task_id", "idx", "id", "prompt", "question")
+PROMPTS = ("prompt", "question", "problem", "instruction", "input", "query")
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -46,6 +49,7 @@ class _Fields(NamedTuple):
     gold: str | None
     problem: str | None
     texts: str | None
+    prompt: str | None
 
 
 def evaluate_recorded(
@@ -66,26 +70,30 @@ def evaluate_recorded(
     Parameters
     ----------
     path : str or path
-        A JSONL file with one row per problem, whose fields are lists with one entry per
-        sample, or with one row per sample; or the store of an earlier run.
+        Rows in JSONL, JSON or Parquet: one per problem, whose fields are lists with one entry
+        per sample, or one per sample. Or a log: of lm-eval, samples_*.jsonl, whose repeats are
+        samples; of inspect_ai, .eval or .json, whose epochs are samples; annotations.json of
+        AlpacaEval, whose preferences are rewards. Or the store of an earlier run.
     task : str or task, optional
         Judges recorded texts: a name of `bonaware.tasks.available()`, or an object like those.
-        Each row then names its problem by the id it has in the task.
+        Each row then names its problem by the id or the prompt it has in the task.
     split : str
         Of the task's data.
     texts : str, optional
-        Field with the texts that the task judges. Default: the first of texts, text,
-        completions, completion, samples, sample, responses, response, generations, generation,
-        solutions, solution, outputs, output.
+        Field with the texts that the task judges, or else that a report shows. Default: the
+        first of texts, text,
+        completions, completion, samples, sample, responses, response, generations,
+        generation, solutions, solution, outputs, output.
     rewards : str, optional
         Field with the truth: numbers, or true and false. Default: the first that is there of
-        rewards, reward, correct, is_correct, passed, score.
+        rewards, reward, correct, is_correct, passed, score, or that begins with `reward_`.
     scores : sequence of str, optional
         Fields to select by. Default: the first of scores, pred_score, rm_score, score that
         holds no rewards, and every field that begins with `score_`.
     answers : str, optional
         Field with the answers that vote; null and "" do not vote. Default: the first of
-        answers, pred, preds, predictions, extracted_answer, all_answers.
+        answers, pred, preds, predictions, extracted_answer, all_answers, or that begins with
+        `answer_`.
     gold : str, optional
         Field with a problem's right answer: then the reward is 1 where the answer equals it,
         else 0. Default, where no field holds rewards: the first of gold, gold_answer, target.
@@ -98,8 +106,9 @@ def evaluate_recorded(
     Returns
     -------
     Run
-        Without samples for JSONL; `run.settings` says which field was taken for what. Of the
-        store of a policy's run a `bonaware.policy_run.PolicyRun`, which has no curves.
+        Of a file without samples, and with their texts where it has some; `run.settings` says
+        which field was taken for what. Of the store of a policy's run a
+        `bonaware.policy_run.PolicyRun`, which has no curves.
 
     Raises
     ------
@@ -107,6 +116,8 @@ def evaluate_recorded(
         A field is missing, or a row does not fit; the message names file, line and field. Or
         k is given and a policy decided how much was drawn, or a task and something else that
         gives the rewards.
+    ImportError
+        A package is missing that reads the file; the message names it.
     RuntimeError
         The task cannot judge on this machine.
 
@@ -127,32 +138,35 @@ def evaluate_recorded(
     (array([0.5, 1. ]), {'rm': 0.0, 'majority': 1.0})
     >>> folder.cleanup()
     """
-    if (texts if task is None else rewards or gold):
+    if task is not None and (rewards or gold):
         raise ValueError("rewards are in a field, or come from a task that judges texts: give "
-                         "rewards or gold without a task, texts with one")
+                         "rewards or gold without a task")
     path = Path(path)
     with path.open("rb") as file:
         if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
             if task is not None:
                 raise ValueError(f"{path}: a store has rewards; a task judges texts in JSONL")
             return _from_store(path, k)
-    rows = read_jsonl(path)
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"{path}: need at least one row, but the file is empty")
+    log = logs.read(path)
+    first = next(log.rows)
     named = {"rewards": rewards, "answers": answers, "gold": gold, "problem": problem,
              "texts": texts}
     task = tasks.get(task) if isinstance(task, str) else task
-    table = _Table(
-        _choose(f"{path}, line {first[0]}", first[1], named, scores, judged=task is not None),
-        None if task is None else {one.id: one for one in task.load(split)},
-    )
-    for line, row in itertools.chain([first], rows):
+    table = _Table(_choose(*first, named, scores, judged=task is not None),
+                   None if task is None else _by_name(task.load(split)))
+    for where, row in itertools.chain([first], log.rows):
         try:
             table.add(row)
         except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from None
-    return table.run(path, k, task)
+            raise ValueError(f"{where}: {error}") from None
+    return table.run({"recorded": path.name, **log.settings}, k, task)
+
+
+def _by_name(problems: Sequence[Problem]) -> dict[str, Problem]:
+    """Problems by id, and by prompt where no other has the same."""
+    prompts = Counter(one.prompt for one in problems if isinstance(one.prompt, str))
+    named = {one.prompt: one for one in problems if prompts[one.prompt] == 1}
+    return named | {one.id: one for one in problems}
 
 
 def _choose(
@@ -164,7 +178,9 @@ def _choose(
         if name not in row:
             raise ValueError(f"{where}: need the field {name!r}, found {', '.join(row)}")
     gold, answers, texts = named["gold"], named["answers"], named["texts"]
-    rewards = named["rewards"] or (None if gold or judged else _first(row, REWARDS))
+    rewards = named["rewards"]
+    if not (rewards or gold or judged):
+        rewards = _first(row, REWARDS) or _begins(row, "reward_")
     if judged:
         texts = texts or _first(row, TEXTS)
         if texts is None:
@@ -172,16 +188,22 @@ def _choose(
                              f"{', '.join(TEXTS)}; found {', '.join(row)}")
     elif rewards is None:
         gold = gold or _first(row, GOLD)
-        answers = answers or _first(row, ANSWERS)
+        answers = answers or _first(row, ANSWERS) or _begins(row, "answer_")
         if gold is None or answers is None:
             raise ValueError(
                 f"{where}: need a field with rewards, or one with answers and one with the right "
                 f"answer; name them, or call them {', '.join(REWARDS)}; found {', '.join(row)}"
             )
-    wide = isinstance(row[texts or rewards or answers or ""], list)
+    main = row[(texts if judged else rewards or answers) or ""]
+    wide = isinstance(main, list)
 
     def fits(name: str) -> bool:
         return name != rewards and (isinstance(row[name], list) or not wide)
+
+    def shows(name: str) -> bool:
+        entries = row[name] if isinstance(row[name], list) == wide else None
+        return (all(isinstance(entry, str) for entry in entries) and len(entries) == len(main)
+                if isinstance(entries, list) else isinstance(entries, str))
 
     if scores is None:
         first = _first(row, filter(fits, filter(row.__contains__, SCORES)))
@@ -194,12 +216,30 @@ def _choose(
             f"{where}: {what} needs a field that names the problem; name it, or call "
             f"it {', '.join(PROBLEM)}; found {', '.join(row)}"
         )
-    answers = answers or _first(row, filter(fits, filter(row.__contains__, ANSWERS)))
-    return _Fields(wide, rewards, tuple(scores), answers, gold, problem, texts)
+    votes = [*filter(row.__contains__, ANSWERS)]
+    if not judged:  # the task reads answers by itself
+        votes += [name for name in row if name.startswith("answer_")]
+    answers = answers or next(filter(fits, votes), None)
+    texts = texts or next(filter(shows, filter(row.__contains__, TEXTS)), None)
+    shown = () if judged else PROMPTS  # a task has its own
+    prompt = next((name for name in shown if _prompt(row, name)), None)
+    return _Fields(wide, rewards, tuple(scores), answers, gold, problem, texts, prompt)
 
 
 def _first(row: dict[str, Any], names: Iterable[str]) -> str | None:
     return next((name for name in names if name in row), None)
+
+
+def _begins(row: dict[str, Any], start: str) -> str | None:
+    return next((name for name in row if name.startswith(start)), None)
+
+
+def _prompt(row: dict[str, Any], name: str) -> Any:
+    """A text or the messages of a chat; "" where there is no such thing."""
+    value = row.get(name)
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return value or ""
+    return value if isinstance(value, str) else ""
 
 
 class _Table:
@@ -214,6 +254,7 @@ class _Table:
         self.scores: list[list[list[float]]] = []  # [problem][sample][field]
         self.answers: list[list[str | None]] = []
         self.texts: list[list[str | None]] = []
+        self.prompts: list[Any] = []
 
     def add(self, row: dict[str, Any]) -> None:
         fields = self.fields
@@ -226,7 +267,7 @@ class _Table:
         votes = columns[fields.answers] if fields.answers else [None] * count
         answers = [_text(vote, fields.answers) for vote in votes]
         texts = [_text(text, fields.texts) for text in columns.get(fields.texts or "", ())]
-        if fields.texts:
+        if self.known is not None:
             rewards = [np.nan] * count
         elif fields.rewards is None:
             gold = _text(self._value(row, fields.gold or ""), fields.gold)
@@ -257,18 +298,22 @@ class _Table:
         """Position of the row's problem; in the wide form every row is one."""
         name, p = self.fields.problem, len(self.ids)
         key = str(self._value(row, name)) if name else str(p)
-        if self.known is not None and key not in self.known:
-            raise ValueError(f"{name} must be the id of a problem of the task, such as "
-                             f"{next(iter(self.known), None)!r}, found {key!r:.80}")
+        if self.known is not None:
+            if key not in self.known:
+                known = next((one.id for one in self.known.values()), None)
+                raise ValueError(f"{name} must be the id or the prompt of a problem of the task, "
+                                 f"such as {known!r}, found {key!r:.80}")
+            key = self.known[key].id
         if not self.fields.wide:
             p = self.place.setdefault(key, p)
         if p == len(self.ids):
             self.ids.append(key)
+            self.prompts.append(_prompt(row, self.fields.prompt or ""))
             for column in (self.rewards, self.scores, self.answers, self.texts):
                 column.append([])
         return p
 
-    def run(self, path: Path, k: Sequence[int] | None, task: Task | None) -> Run:
+    def run(self, settings: dict[str, Any], k: Sequence[int] | None, task: Task | None) -> Run:
         n = max(map(len, self.rewards))
         scores = {
             name: _pad([[sample[j] for sample in row] for row in self.scores], n)
@@ -276,14 +321,15 @@ class _Table:
         }
         answers: Any = [row + [None] * (n - len(row)) for row in self.answers]
         answers = answers if any(map(any, answers)) else None
-        settings = {"recorded": path.name, **self.fields._asdict()}
-        if task is None or self.known is None:
-            problems = [Problem(name, "", None, {}) for name in self.ids]
+        texts = [row + [None] * (n - len(row)) for row in self.texts] if self.fields.texts else None
+        settings |= self.fields._asdict()
+        if task is None or self.known is None or texts is None:
+            problems = [Problem(name, prompt, None, {})
+                        for name, prompt in zip(self.ids, self.prompts, strict=True)]
             rewards = _pad(self.rewards, n)
         else:
             settings |= {"task": task.name, **task.settings()}
             problems = [self.known[name] for name in self.ids]
-            texts = [row + [None] * (n - len(row)) for row in self.texts]
             rewards = task.rewards(problems, texts)
             answers = answers or answers_to(task, problems, texts)
         return Run(
@@ -294,6 +340,7 @@ class _Table:
             answers=answers,
             settings=settings,
             k=k,
+            texts=texts,
         )
 
 

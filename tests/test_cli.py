@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,36 @@ def test_the_report_lies_beside_the_store_or_where_it_is_wanted(lm, capsys, tmp_
     assert report.read_text().startswith("<!doctype html>")
     assert cli.main([*EVALUATE, "--report", "mine.html"]) == 0
     assert (tmp_path / "mine.html").read_text() == report.read_text()
+
+
+def test_a_report_is_written_later_and_of_runs_beside_one_another(lm, capsys, tmp_path):
+    assert cli.main([*EVALUATE, "--store", "run.sqlite", "--no-report"]) == 0
+    assert cli.main([*EVALUATE, "--seed", "1", "--store", "other.sqlite"]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "run.sqlite"]) == 0
+    assert capsys.readouterr().out == "run.report.html\n"
+    text = Path("run.report.html").read_text()
+    assert "other.sqlite" not in text
+    assert cli.main(["report", "run.sqlite", "other.sqlite", "--out", "two.html", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": "two.html"}
+    assert "pass@k, other.sqlite" in Path("two.html").read_text()
+    Path("rows.jsonl").write_text('{"ok": [1, 0], "mine": ["a", "b"], "id": "t"}')
+    assert cli.main(["report", "rows.jsonl", "--rewards", "ok", "--texts", "mine"]) == 0
+    assert '<pre dir="auto">b</pre>' in Path("rows.report.html").read_text()
+    assert cli.main(["report", "run.sqlite", "rows.jsonl"]) == 1
+    assert "need a field with rewards" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", "run.sqlite", "--out", str(tmp_path / "run.sqlite")])
+    assert "the page would replace what it is made of" in capsys.readouterr().err
+
+
+def test_a_table_is_written_later(lm, capsys, tmp_path):
+    assert cli.main([*EVALUATE, "--store", "run.sqlite", "--export", "one.jsonl"]) == 0
+    assert cli.main(["export", "run.sqlite", "two.jsonl"]) == 0
+    assert "table: two.jsonl\n" in capsys.readouterr().err
+    assert Path("two.jsonl").read_text() == Path("one.jsonl").read_text()
+    assert cli.main(["export", "none.sqlite", "two.jsonl"]) == 1
+    assert "store none.sqlite: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [
@@ -460,6 +491,8 @@ def test_config_counts_the_measured_routes_instead_of_listing_them(capsys, tmp_p
     ([*EVALUATE, "--memory", "8X"], "--memory: need a size such as 8G, got '8X'"),
     ([*EVALUATE, "--k", "1,x"], "argument --k: invalid list of int value: '1,x'"),
     ([*EVALUATE, "--task-option", "x"], "need NAME=VALUE, got 'x'"),
+    (["export", "run.sqlite", "x.csv"], "a name ending in .parquet or .jsonl, got x.csv"),
+    (["report"], "arguments are required: FILE"),
     (["generate", "x"], "required: --model"),
     (["generate", "--model", "m", "--ids", "a"], "--ids needs token ids such as"),
 ], ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "")  # fmt: skip

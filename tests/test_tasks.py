@@ -51,7 +51,7 @@ def test_every_task_file_is_available_and_loads(monkeypatch):
 
 
 def test_an_unknown_task_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no 'gsm9k' in bonaware\.tasks; there are: countdown"):
+    with pytest.raises(ValueError, match=r"no 'gsm9k' in bonaware\.tasks; there are: aime, "):
         tasks.get("gsm9k")
     with pytest.raises(TypeError, match=r"need a name in bonaware\.tasks as a str, got int"):
         tasks.get(8)
@@ -587,3 +587,73 @@ def test_pool_needs_a_module_and_a_name(function):
 def test_pool_refuses_bounds_that_make_no_sense(options):
     with pytest.raises(ValueError, match="need workers >= 1 and limit > 0"):
         KillablePool("operator:add", **options)
+
+
+# -- aime ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    (r"so \boxed{025}.", "25"), (r"\boxed{ 7 }", "7"), (r"\boxed{\text{ 70}}", "70"),
+    (r"\boxed{\textbf{(073) }}", "73"), (r"\boxed{\mathbf{127} }", "127"),
+    (r"\boxed{$000$}", "0"), (r"\boxed{12} or rather \boxed{34}", "34"), (r"\boxed{1234}", None),
+    (r"\boxed{12.5}", None), (r"\boxed{-3}", None), ("The answer is 025.", "25"),
+    ("The answer is 7. No: the final answer: **073**", "73"), ("Answer: $204$", "204"),
+    ("the answer is 1204", None), ("the answer is 20.5", None), ("the answer is 1,204", None),
+    ("2 + 2 = 4", None), ("The answer is 5, so \\boxed{x}", None), ("", None),
+    ("**Answer**: 7.", "7"), ("we answer 7 questions", None), ("the answer is 25/3", None),
+    ("the answer is 2^5", None), ("the answer is 3x", None), (r"the answer is 5\sqrt{2}", None),
+    ("The answer is 7. No: the answer is 7.5", None),
+], ids=repr)  # fmt: skip
+def test_aime_takes_the_boxed_or_stated_whole_number(text, answer):
+    task = tasks.get("aime")
+    problem = Problem("1", "?", answer or "25")
+    assert task.answer(problem, text) == answer
+    assert task.reward(problem, text) == float(answer is not None)
+
+
+def test_aime_reads_long_texts_in_the_time_that_their_length_takes():
+    """Spaces that could belong to several parts of a pattern took hours."""
+    task, problem = tasks.get("aime"), Problem("1", "?", "7")
+    for text in ("answer" + " " * 50_000 + "x", "answer: " * 10_000 + "x",
+                 "answer: " + "0" * 50_000 + "x", "answer: " + "1," * 25_000 + "x",
+                 r"\boxed{5" + " " * 50_000 + "x}"):  # fmt: skip
+        assert task.answer(problem, text) is None
+
+
+def test_aime_reads_rows_and_parquet_and_writes_answers_plainly(tmp_path):
+    rows = [{"problem": "one?", "answer": "025", "id": 60}, {"problem": "two?", "answer": 7}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = tasks.get("aime", path=tmp_path / "a.jsonl")
+    assert [(p.id, p.prompt, p.answer) for p in task.load()] == [
+        ("60", "one?", "25"), ("2", "two?", "7")]  # fmt: skip
+    assert [p.id for p in task.load(limit=1)] == ["60"]
+    assert task.prompt(task.load()[0]) == "Problem:\none?\n\nSolution:"
+    (message,) = tasks.get("aime", chat=True).prompt(task.load()[0])
+    assert message["content"].startswith("one?\nPlease")
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(arrow.Table.from_pylist([rows[1]]), tmp_path / "a.parquet")
+    assert [p.answer for p in tasks.get("aime", path=tmp_path / "a.parquet").load()] == ["7"]
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"answer": "7"}, "a.jsonl, line 1: need a field 'problem' .*; there are answer"),
+    ({"problem": "?", "answer": "1000"}, "need a field 'answer', a whole number from 0 to 999"),
+    ({"problem": "?", "answer": "x"}, "from 0 to 999, found 'x'"),
+    ({"problem": "?"}, "from 0 to 999, found None"),
+])
+def test_aime_refuses_other_rows(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        tasks.get("aime", path=tmp_path / "a.jsonl").load()
+
+
+def test_aime_2024_has_30_problems(data, monkeypatch):
+    monkeypatch.setenv("BONAWARE_DATA", str(data))
+    problems = tasks.get("aime").load()
+    assert len(problems) == 30
+    assert all(0 <= int(problem.answer) <= 999 for problem in problems)
+    assert len({problem.id for problem in problems}) == 30
+    solutions = [[problem.fields["solution"]] for problem in problems]
+    assert tasks.get("aime").rewards(problems, solutions).all()

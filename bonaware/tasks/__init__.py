@@ -147,7 +147,7 @@ def available() -> tuple[str, ...]:
     Examples
     --------
     >>> available()
-    ('countdown', 'gsm8k', 'humaneval', 'jsonl', 'keywords', 'math', 'mbpp')
+    ('aime', 'countdown', 'gsm8k', 'humaneval', 'jsonl', 'keywords', 'math', 'mbpp')
     """
     return _lookup.available(__name__)
 
@@ -161,6 +161,7 @@ def get(name: str, **options: Any) -> Task:
         One of `available()`:
         "gsm8k", grade-school problems with whole numbers as answers;
         "math", competition problems compared by math-verify;
+        "aime", competition problems whose answer is a whole number from 0 to 999;
         "humaneval" and "mbpp", Python programs whose tests run in a sandbox;
         "countdown", reaching a target from given numbers, made by a seed;
         "keywords", openings that must go on with given words, shipped with the package;
