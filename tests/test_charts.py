@@ -144,13 +144,41 @@ def test_a_single_prompt_has_lines_without_bands():
 def test_curves_can_be_told_apart_without_colour():
     assert len(set(_charts.SHAPES)) == _charts.HUES
     made = some_curves(**{f"name_{i}": [0.1, 0.2, 0.3, 0.4] for i in range(9)})
-    marks = [ET.tostring(item.find(".//path")) for item in ET.fromstring(_charts.legend(made))]
+    marks = [ET.tostring(item.find(".//path")) for item in ET.fromstring(_charts.legend(made.mean))]
     assert len(set(marks)) == _charts.HUES
 
 
 def test_names_are_escaped():
     made = some_curves(**{"<&\"'>": [0.1, 0.2, 0.3, 0.4]})
-    (item,) = ET.fromstring(_charts.legend(made))
+    (item,) = ET.fromstring(_charts.legend(made.mean))
     assert "".join(item.itertext()) == "<&\"'>"
     assert "<&\"'>, k = 8: 0.400 [0.350, 0.450]" in [
         title.text for title in ET.fromstring(_charts.svg(made)).iter("title")]  # fmt: skip
+
+
+def test_points_without_a_line_have_strokes_and_lie_where_their_values_say():
+    x, y = np.array([0.2, 0.4, 0.9]), np.array([0.3, 0.5, 0.8])
+    points = _charts.Line("points", 2, x, y, y - 0.1, y + 0.1, joined=False)
+    fit = _charts.Line("fit", 2, x, y, marked=False)
+    svg = ET.fromstring(_charts.chart([points, fit], "t", "across", "up", "score", equal=True))
+    assert svg.findall("polygon") == []
+    assert len(svg.findall("polyline[@class='line c2']")) == 1
+    assert len(svg.findall("path[@class='bar c2']")) == len(svg.findall("g")) == 3
+    along = numbers(svg.find("polyline[@class='grid equal']").get("points"))
+    (left, bottom), (right, top) = along  # from 0.2 or less to 1 on both axes
+    places = [re.findall(r"[0-9.]+", mark.get("transform")) for mark in svg.findall("g")]
+    across, up = np.array(places, float).T
+    begin = 0.2 - (across[0] - left) / (across[2] - across[0]) * 0.7
+    np.testing.assert_allclose(np.interp(across, [left, right], [begin, 1]), x, atol=2e-3)
+    np.testing.assert_allclose(np.interp(-up, [-bottom, -top], [begin, 1]), y, atol=2e-3)
+    assert [title.text for title in svg.iter("title")][1:] == [
+        "points, score = 0.2: 0.300 [0.200, 0.400]", "points, score = 0.4: 0.500 [0.400, 0.600]",
+        "points, score = 0.9: 0.800 [0.700, 0.900]"]  # fmt: skip
+    assert bottom > top
+
+
+@pytest.mark.parametrize(("low", "high", "steps"), [
+    (18, 576, [20, 50, 100, 200, 500]), (21, 40, [21, 40]), (1, 10, [1, 2, 5, 10]), (7, 7, [7]),
+], ids=str)  # fmt: skip
+def test_steps_of_a_logarithmic_axis_are_round_and_within(low, high, steps):
+    assert _charts._steps(low, high).tolist() == steps

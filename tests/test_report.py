@@ -4,16 +4,17 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import browser as browsers
 import numpy as np
 import pytest
 from fakes import Digits, FakeLM
 
-from bonaware import report
+from bonaware import _figures, policies, report
 from bonaware.evaluation import Run, evaluate
+from bonaware.policy_run import PolicyRun
 from bonaware.recorded import evaluate_recorded
 from bonaware.samples import Sample, Samples
 from bonaware.tasks import Problem
@@ -54,6 +55,11 @@ class Page(HTMLParser):
                 if found == tag and wanted.items() <= attributes.items()]  # fmt: skip
 
 
+def listed(page):
+    """The samples of a page."""
+    return [found for found in page.all("li") if found[1].startswith("#")]
+
+
 @pytest.fixture(scope="module")
 def run():
     return evaluate(FakeLM(), Digits(), 8, progress=False)
@@ -87,15 +93,14 @@ def test_page_shows_settings_figures_and_every_sample(run):
         assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in cells
     for value in run.selected().values():
         assert f"{value:.3f}" in cells
-    assert len(page.all("li")) - len(curves.mean) == run.rewards.size  # the legend has some too
+    assert len(listed(page)) == run.rewards.size
     assert [text for _, text in page.all("pre", class_="prompt")] == list(run.samples.prompts)
 
 
 def test_samples_say_reward_scores_answer_and_who_chose_them(run):
     page = Page(report.page(run))
-    listed = [(attributes, text) for attributes, text in page.all("li") if text.startswith("#")]
     chosen = run.chosen()
-    for place, (attributes, text) in enumerate(listed):
+    for place, (attributes, text) in enumerate(listed(page)):
         p, i = divmod(place, run.n)
         by = [name for name, picks in chosen.items() if picks[p] == i]
         assert text.startswith(f"#{i} · {'✓ right' if run.rewards[p, i] else '✗ wrong'} · ")
@@ -116,8 +121,9 @@ def test_a_prompt_says_what_each_selector_chose_and_is_found_by_it():
     assert kinds == ["", "missed-0", "unsolved"]
     assert tallies == ["2 of 2 right · rm ✓ right", "1 of 2 right · rm ✗ wrong",
                        "0 of 2 right · rm ✗ wrong"]  # fmt: skip
-    options = {attributes["value"] for attributes, _ in page.all("option")}
-    assert options == {"all", "unsolved", "missed-0"}
+    options = [attributes["value"] for attributes, _ in page.all("option")]
+    assert options == ["all", "unsolved", "missed-0", "", "0", "1"]
+    assert [text for _, text in page.all("option")][3:] == ["as drawn", "reward", "rm"]
 
 
 def test_other_rewards_are_numbers_and_not_right_or_wrong():
@@ -126,8 +132,26 @@ def test_other_rewards_are_numbers_and_not_right_or_wrong():
     assert "<b class=" not in text
 
 
+def test_a_reward_of_one_is_not_right_where_more_is_possible():
+    page = Page(report.page(made_of("abc", [0, 1, 4], {"rm": np.array([[1.0, 2.0, 0.0]])})))
+    assert page.all("span", class_="tally")[0][1] == "mean reward 1.67 of 3 · rm reward 1"
+    assert page.all("b", class_="right") == page.all("b", class_="wrong") == []
+
+
+def test_a_prompt_that_a_stopped_policy_has_not_done_says_nothing_of_its_choice(run):
+    stopped = PolicyRun(run.problems, run.samples, run.rewards, {}, None, complete=False,
+                        done={0: 3}, policy=policies.get("best_of_n", n=8))
+    page = Page(report.page(stopped))
+    tallies = [text for _, text in page.all("span", class_="tally")]
+    assert "policy" in tallies[0]
+    assert not [text for text in tallies[1:] if "policy" in text]
+    kinds = [attributes["data-is"] for attributes, _ in page.all("details")
+             if "data-is" in attributes]
+    assert not [kind for kind in kinds[1:] if "missed" in kind]
+
+
 def test_curves_are_drawn_with_their_intervals(run):
-    page, curves = Page(report.page(run)), run.curves()
+    page, curves = Page(run.figures_html()), run.curves()
     assert len(page.all("polygon")) == len(page.all("polyline")) == len(curves.mean)
     said = [text for _, text in page.all("title")]
     for name in curves.mean:
@@ -148,7 +172,136 @@ def test_recorded_rewards_without_samples_have_a_page(tmp_path):
     text = report.page(recorded)
     assert "1 of 3 samples have no score by rm and are chosen last" in text
     assert "1 of 2 right · rm <b class=\"wrong\">" in text
-    assert "nan" not in text
+    assert "nan" not in re.sub(r'data-by="[^"]*"', "", text)
+
+
+def test_recorded_texts_and_prompts_are_shown(tmp_path):
+    row = {"question": "<2 + 2>", "correct": [1, 0], "responses": ["<4>", "<5>"]}  # and its id
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    page = Page(report.page(evaluate_recorded(tmp_path / "rows.jsonl")))
+    assert [text for _, text in page.all("pre")] == ["<2 + 2>", "<4>", "<5>"]
+    assert page.all("span", class_="id") == []
+
+
+def test_samples_and_prompts_carry_what_they_are_sorted_by():
+    scores = {"rm": np.array([[0.25, np.nan, -3]]), "lm": np.array([[np.nan] * 3])}
+    page = Page(report.page(made_of("abc", [0, 1, 0.5], scores)))
+    assert [attributes["data-by"] for attributes, _ in listed(page)] == [
+        "0 0.25 nan", "1 nan nan", "0.5 -3 nan"]  # fmt: skip
+    ((prompt, _),) = (found for found in page.all("details") if "data-by" in found[0])
+    assert prompt["data-by"] == "0.5 0.25 nan"
+
+
+# -- beside the curves -------------------------------------------------------------
+
+
+def headings(text):
+    return [said for _, said in Page(text).all("h2")]
+
+
+COMPUTE, TEMPERATURES = "What the compute buys", "Temperature and tries"
+JUDGES = "How well scores tell right from wrong"
+
+
+def test_compute_is_shown_in_tokens_and_policies_beside_their_baselines(run, tmp_path):
+    policy = PolicyRun(run.problems, run.samples, run.rewards, {}, None, done=dict.fromkeys(
+        range(6), 3), policy=policies.get("best_of_n", n=8))  # fmt: skip
+    text = report.page(policy, beside=[run])
+    said = [words for _, words in Page(text).all("title")]
+    mean, low, high = policy.accuracy()
+    cost = policy.tokens_per_prompt.mean()
+    assert f"{policy.policy!r}, tokens = {cost:.4g}: {mean:.3f} [{low:.3f}, {high:.3f}]" in said
+    curves = run.curves()
+    cost = 8 * (run.samples.lengths.sum(axis=1) / 8).mean()
+    assert any(words.startswith(f"majority@k, tokens = {cost:.4g}: "
+                                f"{curves.mean['majority@k'][-1]:.3f} [") for words in said)
+    assert COMPUTE in headings(text)
+    alone = report.page(policy)
+    assert "One run under a policy is one point" in alone
+    assert not Page(alone).all("polyline")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"correct": [1, 0]}))
+    assert COMPUTE not in headings(report.page(evaluate_recorded(tmp_path / "rows.jsonl")))
+
+
+def test_temperatures_are_shown_with_the_law_or_why_there_is_none():
+    class Warm(FakeLM):
+        def sample(self, request, index, temperature, seed):
+            sample = super().sample(request, index, temperature, seed)
+            return sample if sample.temperature > 0.5 else replace(sample, text="never")
+
+    two = evaluate(FakeLM(), Digits(), 8, temperature=[1.0] * 4 + [0.7] * 4, progress=False)
+    page = report.page(two)
+    assert TEMPERATURES in headings(page)
+    assert "at k = 16 T = " in page
+    assert [text for _, text in Page(page).all("th", scope="row")].count("16, predicted") == 1
+    cold = evaluate(Warm(), Digits(), 8, temperature=[1.0] * 4 + [0.3] * 4, progress=False)
+    assert "temperature 0.3 has 0 of 3" in report.page(cold)
+    assert TEMPERATURES not in headings(report.page(evaluate(FakeLM(), Digits(), 8,
+                                                             progress=False)))
+
+
+def test_temperatures_of_runs_beside_count_once_and_of_the_same_model_only(run):
+    class Other(FakeLM):
+        fingerprint = "f1"
+
+    warm, other = (evaluate(lm, Digits(), 8, temperature=0.5, progress=False)
+                   for lm in (FakeLM(), Other()))  # fmt: skip
+    again = evaluate(FakeLM(), Digits(), 8, rng=1, progress=False)
+    found = _figures.temperatures([run, warm, again, other], 0.95)
+    assert list(found.curves) == [0.5, 1]
+    for made, of in zip(found.curves.values(), (warm, run), strict=True):
+        np.testing.assert_array_equal(made.mean["pass@k"], of.curves().mean["pass@k"])
+    assert _figures.temperatures([run, other], 0.95) is None
+    assert _figures.temperatures([other, run, warm], 0.95) is None
+
+
+def test_runs_drawn_otherwise_give_no_temperatures(run):
+    warm = evaluate(FakeLM(), Digits(), 8, temperature=0.5, top_p=0.9, progress=False)
+    assert _figures.temperatures([run, warm], 0.95) is None
+
+
+def test_ways_of_several_runs_are_told_apart_whatever_they_are_called(run):
+    rules = [PolicyRun(run.problems, run.samples, run.rewards, {}, None, done={0: i},
+                       policy=policies.get("best_of_n", n=8)) for i in (0, 1)]  # fmt: skip
+    names = [one.name for one in _figures.spent([*rules, run, run], 0.95, tokens=True)]
+    assert len(set(names)) == len(names)
+    assert names[:2] == [f"{rules[0].policy!r}, run {number}" for number in (1, 2)]
+    assert names[-1].endswith("fake on digits, run 4")
+    assert [one.name for one in _figures.spent([run], 0.95, tokens=True)] == [*run.curves().mean]
+
+
+def test_judges_are_shown_with_their_calibration_where_scores_are_probabilities():
+    scores = {"sure": np.array([[0.9, 0.2, 0.4, 0.7]]), "log": np.array([[-1.0, -2, -3, -4]])}
+    text = report.page(made_of("abcd", [1, 0, 1, 0], scores))
+    assert JUDGES in headings(text)
+    cells = [said for _, said in Page(text).all("td")]
+    at = cells.index("0.750")  # sure: 3 of 4 pairs; ECE (0.1 + 0.2 + 0.6 + 0.7) / 4
+    assert cells[at : at + 4] == ["0.750", "0.750", "0.400", "0.225"]
+    assert cells[at + 4 : at + 8] == ["0.750", "0.750", "-", "-"]
+    assert "sure, score = 0.9: 1.000" in [said for _, said in Page(text).all("title")]
+    assert JUDGES not in headings(report.page(made_of("ab", [1, 7], {"rm": np.ones((1, 2))})))
+
+
+def test_runs_of_other_problems_are_not_put_beside_and_nothing_is_written(run, tmp_path):
+    with pytest.raises(ValueError, match=r"problem 0 is test/0 in fake on digits and p in samples"):
+        run.report(tmp_path / "r.html", beside=[made_of("ab", [1, 0])])
+    fewer = evaluate(FakeLM(), Digits(), 8, limit=2, progress=False)
+    with pytest.raises(ValueError, match="problem 2 is test/2 in fake on digits and missing in"):
+        run.report(tmp_path / "r.html", beside=[fewer])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_ids_with_other_answers_are_other_problems(run):
+    others = replace(run, problems=[Problem(one.id, one.prompt, "?") for one in run.problems])
+    with pytest.raises(ValueError, match=r"the answer to test/0 is .* in fake on digits and '\?'"):
+        report.page(run, beside=[others])
+    unknown = replace(run, problems=[Problem(one.id, one.prompt, None) for one in run.problems])
+    assert COMPUTE in headings(report.page(run, beside=[unknown]))
+    pair = replace(run, problems=[Problem(one.id, "", {"a": (1, np.int64(2)), "b": 3})
+                                  for one in run.problems])  # fmt: skip
+    stored = replace(run, problems=[Problem(one.id, "", {"b": 3, "a": [1, 2]})
+                                    for one in run.problems])  # fmt: skip
+    assert COMPUTE in headings(report.page(pair, beside=[stored]))
 
 
 def test_an_interrupted_run_has_a_page(tmp_path):
@@ -194,7 +347,7 @@ def test_only_so_many_prompts_and_samples_are_shown_and_the_page_says_so(monkeyp
     monkeypatch.setattr(report, "PROMPTS", 3)
     monkeypatch.setattr(report, "SAMPLES", 4)
     page = Page(report.page(many(5, 8)))
-    shown = [text for _, text in page.all("li") if text.startswith("#")]
+    shown = [text for _, text in listed(page)]
     assert [text.split()[0] for text in shown] == ["#0", "#1", "#2", "#3", "#7"] * 3
     assert "chosen by exact" in shown[4]
     ((_, said),) = [found for found in page.all("p") if "prompts, " in found[1]
@@ -207,7 +360,7 @@ def test_long_texts_are_cut_and_the_page_has_a_budget(monkeypatch):
     text = report.page(many(20, 2, "<" * 5000))
     assert "… 3000 characters more" in text
     assert "The first 3 of 20 prompts" in text
-    assert len(text) < 50_000 + 15_000  # the rest of the page
+    assert len(text) < 50_000 + 20_000  # the rest of the page
 
 
 # -- hostile text ----------------------------------------------------------------
@@ -241,6 +394,15 @@ def test_characters_that_steer_are_shown_as_escapes():
     page.encode("utf-8")
 
 
+def test_names_that_steer_are_shown_as_escapes_in_charts_and_tables_too(run, tmp_path):
+    name = "rm\u202e\x1b\ud800"
+    named = made_of("ab", [1, 0], {name: np.array([[0.9, 0.2]])})
+    page = report.page(named, beside=[named])
+    assert not re.search("[\u202e\x1b\ud800]", page)
+    assert r"best-of-k by rm\u202e\x1b\ud800" in page
+    assert named.report(tmp_path / "page.html").read_bytes()
+
+
 def test_other_scripts_and_spaces_are_left_as_they_are():
     text = "שלום\tمرحبا\u00a0می\u200cخواهم\u3000日本 👩\u200d💻\n"  # noqa: RUF001
     page = Page(report.page(made_of([text], [1])))
@@ -269,45 +431,149 @@ def test_page_loads_nothing_and_runs_its_own_script_alone(run):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A function: page -> its elements after its script has run, and what the console said."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
-                                                   "google-chrome"))), None)
-    if program is None:
-        pytest.skip("needs chromium")
+    if browsers.program() is None:
+        pytest.skip("needs Chromium (apt install chromium)")
+    opened = browsers.Browser()
+    yield opened
+    opened.close()
 
-    def opened(path):
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-                   "--enable-logging=stderr", "--virtual-time-budget=5000", path.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
 
-    return opened
+def opened(browser, run, tmp_path, **options):
+    browser.open(run.report(tmp_path / "page.html"), **options)
+    assert browser.said == []
+    return browser
+
+
+def shown(browser):
+    """Ids of the prompts that are seen, in order."""
+    return browser.run("[...document.querySelectorAll('#prompts > details:not([hidden]) .id')]"
+                       ".map(id => id.textContent).join()")  # fmt: skip
+
+
+def shown_samples(browser, prompt=0):
+    """Numbers of the samples of a prompt that are seen, in order."""
+    return browser.run(f"[...document.querySelectorAll('#prompts > details')[{prompt}]"
+                       ".querySelectorAll('li:not([hidden]) p')]"
+                       ".map(said => said.textContent.split(' ')[0]).join(' ')")  # fmt: skip
+
+
+def focus(browser):
+    return browser.run("document.activeElement.id || document.activeElement.textContent")
+
+
+def choose(browser, name, value):
+    browser.run(f"{{const it = document.getElementById('{name}'); it.value = '{value}';"
+                f"it.checked = {json.dumps(value is True)};"
+                "it.dispatchEvent(new Event('change')); it.dispatchEvent(new Event('input'));}")
 
 
 @pytest.mark.slow
-def test_a_browser_runs_the_script_and_nothing_else(browser, run, tmp_path):
-    hostile = made_of(HOSTILE, [1.0] * len(HOSTILE))
-    for name, made in {"run": run, "hostile": hostile}.items():
-        dom, said = browser(made.report(tmp_path / f"{name}.html"))
-        total = len(made.problems)
-        assert said == []
-        assert re.search(rf'<output id="count"[^>]*>{total} of {total} prompts</output>', dom)
-        assert '<form id="finder">' in dom
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_the_page_without_an_error_in_both_schemes(browser, run, tmp_path, scheme):
+    opened(browser, run, tmp_path, scheme=scheme)
+    colour = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert colour == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(21, 24, 28)")
+    assert browser.run("document.querySelector('figure svg').getBoundingClientRect().height") > 100
+    assert browser.run("document.getElementById('count').value") == "6 of 6 prompts"
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.slow
-def test_a_browser_finds_prompts_by_text_and_by_kind(browser, tmp_path):
-    """The page's own script with an entry typed in before it runs: same code, other policy."""
-    run = many(3, 2)
+@pytest.mark.parametrize("width", [420, 1000])
+def test_what_has_the_focus_is_not_behind_the_finder(browser, tmp_path, width):
+    browser.send("Emulation.setDeviceMetricsOverride", width=width, height=700,
+                 deviceScaleFactor=1, mobile=False)
+    opened(browser, many(40, 1), tmp_path)
+    browser.press("/")
+    for key in ["ArrowDown"] * 30 + ["ArrowUp"] * 20:
+        browser.press(key)
+    top = browser.run("document.activeElement.getBoundingClientRect().top")
+    below = browser.run("document.getElementById('finder').getBoundingClientRect().bottom")
+    browser.send("Emulation.clearDeviceMetricsOverride")
+    assert top >= max(0, below)
+
+
+@pytest.mark.slow
+def test_a_browser_shows_hostile_text_as_text(browser, tmp_path):
+    opened(browser, made_of(HOSTILE, [1.0] * len(HOSTILE), prompt=HOSTILE[0]), tmp_path)
+    texts = browser.run("[...document.querySelectorAll('li > pre')].map(pre => pre.textContent)")
+    assert texts == HOSTILE
+    assert browser.run("document.scripts.length") == 1
+    assert browser.run("document.images.length") == 0
+
+
+@pytest.mark.slow
+def test_a_browser_finds_prompts_and_samples_by_text_and_by_kind(browser, tmp_path):
+    run = many(3, 3)
     run.samples.prompts[1] = "The NEEDLE"
-    run.rewards[2] = 0
-    page = re.sub(r"<meta http-equiv[^>]*>", "", report.page(run))
-    for change, found in [("search.value = ' Needle '", [1]), ("show.value = 'unsolved'", [2]),
-                          ("search.value = 'nothing'", [])]:  # fmt: skip
-        typed = page.replace("finder.hidden = false;", f"finder.hidden = false; {change};")
-        (tmp_path / "page.html").write_text(typed)
-        dom, said = browser(tmp_path / "page.html")
-        assert said == []
-        hidden = ["hidden" in tag for tag in re.findall(r"<details data-is[^>]*>", dom)]
-        assert [p for p in range(3) if not hidden[p]] == found
-        assert f">{len(found)} of 3 prompts</output>" in dom
+    run.samples.text[2][1] = "a needle too"
+    run.rewards[0] = 0
+    opened(browser, run, tmp_path)
+    browser.press("/")
+    assert focus(browser) == "search"
+    browser.type(" Needle ")
+    assert shown(browser) == "1,2"
+    assert shown_samples(browser, 1) == "#0 #1 #2"  # the prompt holds it
+    assert shown_samples(browser, 2) == "#1"
+    assert browser.run("document.getElementById('count').value") == "2 of 3 prompts"
+    choose(browser, "search", "nothing like it")
+    assert shown(browser) == ""
+    choose(browser, "search", "")
+    choose(browser, "show", "unsolved")
+    assert shown(browser) == "0"
+    assert shown_samples(browser) == "#0 #1 #2"
+
+
+@pytest.mark.slow
+def test_a_browser_sorts_by_reward_and_score_and_back(browser, tmp_path):
+    run = many(3, 4)
+    run.rewards[:] = [[0, 1, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]
+    run.scores = {"rm": np.array([[np.nan, -2, 10, 9], [1, 1, 1, 1], [30, 4, 5, -1.5]])}
+    opened(browser, run, tmp_path)
+    choose(browser, "sort", "0")
+    assert (shown(browser), shown_samples(browser, 0)) == ("1,0,2", "#0 #1 #3 #2")
+    choose(browser, "sort", "1")
+    assert (shown(browser), shown_samples(browser, 0)) == ("2,0,1", "#0 #2 #1 #3")
+    assert shown_samples(browser, 1) == "#2 #3 #1 #0"  # without a score: last
+    choose(browser, "rising", True)
+    assert (shown(browser), shown_samples(browser, 1)) == ("1,0,2", "#1 #3 #2 #0")
+    choose(browser, "rising", False)
+    choose(browser, "sort", "")
+    assert (shown(browser), shown_samples(browser, 0)) == ("0,1,2", "#0 #1 #2 #3")
+
+
+@pytest.mark.slow
+def test_a_browser_goes_from_prompt_to_prompt_by_keys(browser, tmp_path):
+    run = many(4, 2)
+    run.rewards[1] = 0
+    opened(browser, run, tmp_path)
+    choose(browser, "show", "missed-0")  # none: exact chose what is right
+    assert shown(browser) == ""
+    run.scores["exact"] = -run.rewards
+    opened(browser, run, tmp_path)
+    choose(browser, "show", "missed-0")
+    assert shown(browser) == "0,2,3"
+    browser.press("/")
+    browser.press("ArrowDown")
+    browser.press("ArrowDown")
+    assert focus(browser).startswith("2 ")
+    browser.press("Enter")
+    assert browser.run("document.querySelectorAll('#prompts > details[open]').length") == 1
+    assert browser.run("document.querySelectorAll('#prompts > details')[2].open")
+    browser.press("ArrowUp")
+    assert focus(browser).startswith("0 ")
+    browser.press("ArrowUp")
+    assert focus(browser) == "search"
+
+
+@pytest.mark.slow
+@pytest.mark.clock
+def test_5000_samples_are_painted_in_2_seconds_and_found_and_sorted_in_one(browser, tmp_path):
+    run = many(100, 50, "word " * 200)
+    opened(browser, run, tmp_path)
+    assert browser.run("document.querySelectorAll('#prompts li').length") == 5000
+    assert browser.first_paint() < 2000
+    for change in ("search.value = 'no such'; update()", "sort.value = '1'; order()"):
+        seconds = browser.run(f"{{const since = performance.now(); {change};"
+                              "document.body.offsetHeight; (performance.now() - since) / 1000}")
+        assert seconds < 1

@@ -28,7 +28,7 @@ class Calibration:
     score, label : float
         Means over all samples.
     ece : float
-        Expected calibration error: mean over samples of |mean score - mean label| of their bin.
+        Expected calibration error: mean over samples of ``|mean score - mean label|`` of their bin.
     brier : float
         Mean of (score - label)².
     auroc : float or None
