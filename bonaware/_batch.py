@@ -4,6 +4,7 @@ The rows of a tree are the prompt's tokens and, for each completion, all its tok
 nothing is predicted from. Knows no weights and no model; csrc/backward.h says what the arrays mean.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,30 @@ class Batch:
         """In the order of the engine's parameters."""
         return (self.tokens, self.prompt_rows, self.branches, self.branch_rows, self.target_row,
                 self.target_token, self.target_weight)
+
+    def shares(self, count: int) -> list[tuple[tuple[NDArray, ...], slice]]:
+        """The batch in at most `count` runs of prompts, of about as many rows each.
+
+        Returns
+        -------
+        list of (arrays, targets)
+            Arguments of the engine, and which of the batch's targets they have.
+        """
+        branch = _before(self.branches)
+        rows = self.prompt_rows.astype(np.intp) + np.diff(_before(self.branch_rows)[branch])
+        row = _before(rows)
+        # A prompt goes to the share in which its middle row lies.
+        middle = row[:-1] + rows // 2
+        ends = np.searchsorted(middle * count // max(row[-1], 1), np.arange(count), side="right")
+        shares = []
+        for first, end in itertools.pairwise(np.unique([0, *ends])):
+            at, branches = slice(row[first], row[end]), slice(branch[first], branch[end])
+            targets = slice(*np.searchsorted(self.target_row, [at.start, at.stop]))
+            shares.append((
+                (self.tokens[at], self.prompt_rows[first:end], self.branches[first:end],
+                 self.branch_rows[branches], self.target_row[targets] - np.uintp(at.start),
+                 self.target_token[targets], self.target_weight[targets]), targets))
+        return shares
 
     def in_order(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The targets' values in the order of the completions' tokens, or of the completions."""
@@ -167,6 +192,11 @@ def _batch(prompts, lengths, rows, tokens, target_rows, target_tokens, target_we
         target_weight=_join(target_weights, np.float32),
         source=_join(sources, np.intp),
     )
+
+
+def _before(counts: NDArray) -> NDArray[np.intp]:
+    """How many come before each, and how many there are."""
+    return np.concatenate([np.zeros(1, np.intp), np.cumsum(counts, dtype=np.intp)])
 
 
 def _join(parts: list[NDArray], dtype: type) -> NDArray:

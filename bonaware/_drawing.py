@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonaware._checks import as_ids, count, floats, megabytes
 from bonaware.config import engine
-from bonaware.samples import Request, Sample, Stats, seed_of
+from bonaware.samples import Request, Sample, Stats
 from bonaware.tokenizer import StopStrings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Drawing(Iterator[Sample]):
 
     def __init__(self, lm: "LM", requests: Sequence[Request], *, temperature: float | ArrayLike,
                  top_k: int | None, top_p: float | None, min_p: float | None,
-                 max_new_tokens: int, stop_strings: Sequence[str], rng: Any) -> None:
+                 max_new_tokens: int, stop_strings: Sequence[str], seed: int) -> None:
         lm._need_logits("drawing")
         self.lm = lm
         self.requests = list(requests)
@@ -55,7 +55,7 @@ class Drawing(Iterator[Sample]):
             "top_p": top_p, "min_p": min_p,
             "max_new_tokens": count("max_new_tokens", max_new_tokens),
             "stop_strings": _strings("stop_strings", stop_strings),
-            "seed": seed_of(rng), "eos_token_ids": list(lm.eos_token_ids),
+            "seed": seed, "eos_token_ids": list(lm.eos_token_ids),
         }
         _check_truncation(top_k, top_p, min_p)
         self._temperatures = [_temperatures(temperature, request) for request in self.requests]

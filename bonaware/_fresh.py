@@ -42,8 +42,8 @@ class Fresh:
     ----------
     config, arch, name, eos_token_ids, side_files
         As of `Checkpoint`; the name is that of the architecture.
-    fingerprint, self_evaluation : None
-        The weights are not known before they are drawn; nothing was trained.
+    fingerprint, self_evaluation, routes : None
+        The weights are not known before they are drawn; nothing was trained, nothing measured.
 
     Raises
     ------
@@ -53,7 +53,7 @@ class Fresh:
         config is no configuration that bonaware knows.
     """
 
-    fingerprint = self_evaluation = None
+    fingerprint = self_evaluation = routes = None
 
     def __init__(self, config: Mapping[str, Any] | str | os.PathLike[str], rng: Any,
                  tokenizer: str | os.PathLike[str] | None, dtype: str) -> None:

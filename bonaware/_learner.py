@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bonaware.lm import LM
     from bonaware.lora import Adapter
 
-__all__ = ["AdamW", "Learner"]
+__all__ = ["AdamW", "Learner", "attach", "leave_adapters"]
 
 Ids = NDArray[np.int32]
 PerToken = list[list[NDArray[np.float32]]]
@@ -131,7 +131,7 @@ class Learner:
             raise ValueError(f"{lm.name} is held in int8, in which nothing can learn: load it in "
                              "float32 or bfloat16")
         if start is not None:
-            _attach(lm, start)
+            attach(lm, start)
         try:
             self._engine = engine().Learner(
                 lm._model, lm.memory if memory is None else memory, start is not None)
@@ -190,7 +190,7 @@ class Learner:
             flat = np.concatenate([
                 np.empty(0), *_per_token("kl_weights", kl_weights, completions)])
             divergence = np.ascontiguousarray(flat[batch.source], np.float32)
-        values = self._engine.accumulate(*batch.arrays(), temperature, None, divergence)
+        values = self._backward(batch, temperature, None, divergence)
         lengths = [len(text) for texts in completions for text in texts]
         return tuple(
             [] if value is None else _by_prompt(_cut(batch.in_order(value), lengths), completions)
@@ -218,7 +218,7 @@ class Learner:
             given = np.concatenate([
                 np.empty(0), *_one_each("probabilities", probabilities, completions)])
             targets = np.ascontiguousarray(given[batch.source], np.float32)
-        flat = batch.in_order(self._engine.accumulate(*batch.arrays(), 1.0, targets)[0])
+        flat = batch.in_order(self._backward(batch, 1.0, targets)[0])
         return _cut(flat, [len(texts) for texts in completions])
 
     def accumulate_answers(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]],
@@ -259,9 +259,16 @@ class Learner:
         divergence = None
         if own is not None:
             divergence = np.where(batch.source < asked, 0.0, kl_weight).astype(np.float32)
-        logp, kl = self._engine.accumulate(*batch.arrays(), 1.0, None, divergence)
+        logp, kl = self._backward(batch, 1.0, None, divergence)
         found = np.empty(0, np.float32) if kl is None else batch.in_order(kl)[asked:]
         return batch.in_order(logp)[:asked].reshape(-1, len(named_ids)), found
+
+    def _backward(self, batch: _batch.Batch, temperature: float,
+                  probabilities: NDArray[np.float32] | None = None,
+                  kl_weights: NDArray[np.float32] | None = None,
+                  ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Add the gradient of a batch; values, and with kl_weights divergences, of its targets."""
+        return self._engine.accumulate(*batch.arrays(), temperature, probabilities, kl_weights)
 
     def zero(self) -> None:
         """Forget the gradient."""
@@ -430,7 +437,7 @@ def _finite(name: str, read: Callable[[], NDArray[np.float32]]) -> Callable[[], 
     return checked
 
 
-def _attach(lm: "LM", adapter: "Adapter") -> None:
+def attach(lm: "LM", adapter: "Adapter") -> None:
     """The model computes with these adapters from now on, in place of any it had."""
     slots = dict.fromkeys(slot for slot, _ in adapter.pairs)
     for slot in slots:

@@ -122,7 +122,8 @@ class Guide:
         if "prefix_scores" in needs and not hasattr(verifier, "read"):
             raise ValueError(f"policy {policy!r} needs scores of samples that are under way, which "
                              f"verifier {verifier!r} does not give: use self_evaluation, "
-                             "likelihood or self_certainty")
+                             "likelihood or self_certainty, or give it a method `read` "
+                             "(docs/own_verifier.md)")
         if policy.probabilities and not getattr(verifier, "probabilities", True):
             raise ValueError(f"policy {policy!r} compares scores with a probability, but those of "
                              f"verifier {verifier!r} are none: use self_evaluation, or "

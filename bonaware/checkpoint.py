@@ -137,6 +137,7 @@ class Checkpoint:
         have; "float32" where they differ among themselves.
     self_evaluation : dict or None, the content of self_evaluation.json.
     side_files : list of Path, what else there is beside weights and config.json.
+    routes : None, as which kernels are best is measured when it is loaded.
 
     Raises
     ------
@@ -145,6 +146,8 @@ class Checkpoint:
     ValueError
         A file's content is wrong; the message has its name, what is required and what is found.
     """
+
+    routes = None
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)

@@ -12,13 +12,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonaware import _export, data, routes, verifiers
 from bonaware._checks import as_ids, count, floats, megabytes
+from bonaware._copy import Copy
 from bonaware._drawing import Drawing
 from bonaware._fresh import Fresh
 from bonaware._limits import free_memory, usable_threads
@@ -28,8 +29,12 @@ from bonaware.checkpoint import SELF_EVALUATION, Checkpoint
 from bonaware.config import engine
 from bonaware.models import config_of_text, family_of, pad_token_id
 from bonaware.policies import Policy, of_policy
-from bonaware.samples import Request, Samples
+from bonaware.samples import Request, Sample, Samples, seed_of
 from bonaware.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bonaware._learner import Learner
+    from bonaware.lora import Adapter
 
 __all__ = ["LM"]
 
@@ -72,7 +77,9 @@ class LM:
         `bonaware.selfeval`. `save` writes it as self_evaluation.json.
     """
 
-    def __init__(self, source: Checkpoint | Fresh, *, dtype: str, threads: int,
+    _drawing, _scheduling = Drawing, Scheduled  # what draws, without a policy and with one
+
+    def __init__(self, source: Checkpoint | Fresh | Copy, *, dtype: str, threads: int,
                  memory: int | None) -> None:
         built = engine()
         self.name = source.name
@@ -90,7 +97,11 @@ class LM:
         self._model = built.Model(_engine_arch(self.arch), dtype, threads)
         for slot, layer, values in itertools.chain([first], weights):
             self._model.set(slot, layer, values)
-        self.routes = routes.choose(self._model, built.config(), dtype)
+        if source.routes is None:
+            self.routes = routes.choose(self._model, built.config(), dtype)
+        else:
+            self.routes = source.routes
+            routes.use(self._model, self.routes)
         self.memory = int(free_memory() * MEMORY_SHARE) if memory is None else memory
         folder = next((f.parent for f in self._side_files if f.name == "tokenizer.json"), None)
         self.tokenizer = None if folder is None else Tokenizer.load(folder)
@@ -522,8 +533,6 @@ class LM:
         >>> gradients["model.norm.weight"].shape
         (16,)
         """
-        from bonaware._learner import Learner
-
         self._need_logits("gradients")
         used = _temperature(temperature)
         ids = [(self.encode(prompt), [self._completion(text) for text in texts])
@@ -534,12 +543,18 @@ class LM:
                              f"{[len(texts) for _, texts in ids]} for these prompts, got "
                              f"{[len(row) for row in rows]}")
         kept = [[i for i, text in enumerate(texts) if len(text)] for _, texts in ids]
-        learner = Learner(self)
+        learner = self.learner()
         learner.accumulate(
             [prompt for prompt, _ in ids],
             [[texts[i] for i in own] for (_, texts), own in zip(ids, kept, strict=True)],
             [row[own] for row, own in zip(rows, kept, strict=True)], used)
         return learner.gradients()
+
+    def learner(self, memory: int | None = None, start: "Adapter | None" = None) -> "Learner":
+        """What adds up this model's gradients and makes its steps; see `bonaware._learner`."""
+        from bonaware._learner import Learner
+
+        return Learner(self, memory, start)
 
     # -- drawing -------------------------------------------------------------
 
@@ -636,7 +651,15 @@ class LM:
             verifier = "self_evaluation"
         if isinstance(verifier, str):
             verifier = verifiers.get(verifier)
-        return Scheduled(self, requests, prompts, policy, Guide(policy, verifier), **settings)
+        return self.scheduled(requests, prompts, policy, Guide(policy, verifier), **settings)
+
+    def scheduled(self, requests: Sequence[Request], prompts: Sequence[Prompt], policy: Policy,
+                  guide: Guide, kept: Mapping[tuple[int, int], tuple[Sample, float]] | None = None,
+                  *, rng: int | np.random.SeedSequence | np.random.Generator | None = 0,
+                  **sampling: Any) -> Scheduled:
+        """As `stream`, what a policy wants of what is requested; see `bonaware._scheduling`."""
+        return self._scheduling(self, requests, prompts, policy, guide, kept, seed=seed_of(rng),
+                                **sampling)
 
     def stream(self, requests: Sequence[Request], *, temperature: float | ArrayLike = 1.0,
                top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
@@ -663,9 +686,9 @@ class LM:
         ValueError, MemoryError
             As for `generate`.
         """
-        return Drawing(self, requests, temperature=temperature, top_k=top_k, top_p=top_p,
-                       min_p=min_p, max_new_tokens=max_new_tokens, stop_strings=stop_strings,
-                       rng=rng)
+        return self._drawing(self, requests, temperature=temperature, top_k=top_k, top_p=top_p,
+                             min_p=min_p, max_new_tokens=max_new_tokens,
+                             stop_strings=stop_strings, seed=seed_of(rng))
 
 
 # -- conversions ---------------------------------------------------------------

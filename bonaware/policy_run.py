@@ -1,6 +1,5 @@
 """PolicyRun: what `evaluate` returns where a policy decided how much was drawn."""
 
-import html
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonaware import estimators
+from bonaware._html import text as as_html
 from bonaware.evaluation import Run
 from bonaware.policies import Policy, describe
 
@@ -176,7 +176,7 @@ class PolicyRun(Run):
         }  # fmt: skip
 
     def figures_html(self, level: float = 0.95) -> str:
-        rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        rows = "".join(f"<tr><th>{as_html(name)}</th><td>{as_html(value)}</td></tr>"
                        for name, value in self._rows(level))
         return (f"<h2>What the policy drew and took</h2><table>{rows}</table>"
                 "<p>A policy decides which samples there are, so figures of k samples may be "
@@ -184,4 +184,4 @@ class PolicyRun(Run):
 
     def _repr_html_(self) -> str:
         figures = self.figures_html() if self.counted.any() else ""
-        return f"<p><b>{html.escape(self.head)}</b></p>{figures}"
+        return f"<p><b>{as_html(self.head)}</b></p>{figures}"

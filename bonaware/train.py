@@ -23,7 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from bonaware import _export
 from bonaware._arguments import Floats, as_floats, place
 from bonaware._checks import count
-from bonaware._learner import AdamW, Learner, leave_adapters
+from bonaware._copy import Copy
+from bonaware._learner import AdamW, leave_adapters
 from bonaware._question import Question
 from bonaware.checkpoint import read_json
 from bonaware.diagnostics import diagnose
@@ -149,7 +150,8 @@ class Trainer:
         self.kl = float(kl)
         self.reference = self._reference(reference)
         self._base = None if lora is None else lm.fingerprint  # adapters belong to it
-        self._learner = _learner(lm, memory, lora)
+        start = None if lora is None else fresh(lm, lora.rank, lora.alpha, lora.targets)
+        self._learner = lm.learner(memory, start)
         if self.reference is not None:
             self._learner.set_reference(self.reference)
         self.complete = True
@@ -630,33 +632,9 @@ class Trainer:
                                       "reference": reference, "base": self._base}))
 
 
-class _Copy:
-    """What `LM` needs to know of a model that is copied from another one."""
-
-    fingerprint = None
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-        self.name, self.config, self.arch = lm.name, lm.config, lm.arch
-        self.eos_token_ids, self.side_files = lm.eos_token_ids, ()
-        self.self_evaluation = lm.self_evaluation
-
-    def weights(self) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
-        """Slot, layer (0: of the model) and values of every tensor."""
-        for slot, layer, _ in self.arch.slots():
-            yield slot, layer or 0, self.lm._model.get(slot, layer or 0)
-
-
 def _frozen(lm: LM) -> LM:
     """A model with the same weights, which stays as it is."""
-    source: Any = _Copy(lm)
-    return LM(source, dtype=lm.dtype, threads=lm.threads, memory=lm.memory)
-
-
-def _learner(lm: LM, memory: int | None, lora: LoRA | None) -> Learner:
-    if lora is None:
-        return Learner(lm, memory)
-    return Learner(lm, memory, fresh(lm, lora.rank, lora.alpha, lora.targets))
+    return LM(Copy(lm), dtype=lm.dtype, threads=lm.threads, memory=lm.memory)
 
 
 def _as_source(source: Any) -> Callable[["Trainer"], Metrics]:

@@ -527,7 +527,7 @@ def test_rollouts_tell_what_k_samples_give(tmp_path):
     assert metrics["best-of-6"] <= metrics["pass@6"]
     assert metrics["new_tokens"] > 24
     seconds = sum(metrics[f"{part}_seconds"] for part in ("rollout", "reward", "step"))
-    assert metrics["new_tokens"] / metrics["tokens_per_second"] == pytest.approx(seconds, rel=0.2)
+    assert 0.999 * seconds <= metrics["new_tokens"] / metrics["tokens_per_second"] < seconds + 1
 
 
 def test_the_verifier_ranks_and_the_exact_one_is_the_reward(tmp_path):

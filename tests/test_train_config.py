@@ -92,7 +92,7 @@ def test_every_field_has_a_group_and_a_help():
     ({"k": [1, "x"]}, "k must be an integer, got 'x'"),
     ({"k": [1, 2, 3]}, r"need one k, or two for annealing, got \[1, 2, 3\]"),
     ({"task_options": "x"}, "task_options must be a table, got 'x'"),
-    ({"task": None}, "need something to learn from: task, texts or labels; tasks are countdown,"),
+    ({"task": None}, "need something to learn from: task, texts or labels; tasks are aime,"),
     ({"verifier_options": {"a": 1}}, "verifier_options are of a verifier, but none is given"),
     ({"tokenizer": "t"}, "a tokenizer is for the config.json of a new model, but m is none"),
     ({"labels": "b", "loss": "bon"}, "labels are learned by cross-entropy: need no loss"),
