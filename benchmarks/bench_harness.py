@@ -4,10 +4,11 @@
     python benchmarks/bench_harness.py /data/story-15m --turns 5 --json harness.json
 
 Each question is asked n times at temperature 1, in lm-eval as `repeats`, in inspect_ai as epochs
-scored by pass_at_k. Timed is the harness's whole call, from its prompts to its metrics, with the
-model loaded. Both sides get the same questions, number of new tokens and threads, and an end token
-that random weights draw once in 32000 tokens; `hf` gets n as batch size, so that its repeats run
-together (its default, 1, is slower). The checkpoint gets a tokenizer of its own here.
+scored by pass_at_k, in lighteval as `num_samples`. Timed is the harness's whole call, from its
+prompts to its metrics, with the model loaded; in lighteval the call of the model. Both sides get
+the same questions, number of new tokens and threads, and an end token that random weights draw
+once in 32000 tokens; `hf` gets n as batch size, so that its repeats run together (its default, 1,
+is slower). The checkpoint gets a tokenizer of its own here.
 
 Sides take turns in one process, which loads both models once; a turn of one question before the
 first warms up. Reported is the median ratio of the turns with its spread.
@@ -112,7 +113,33 @@ def inspect_sides(folder, options):
     }
 
 
-HARNESSES = {"lm-eval": lm_eval_sides, "inspect": inspect_sides}
+def lighteval_sides(folder, options):
+    """Its models alone: a pipeline loads 646 tasks first, and drops the model at its end."""
+    from lighteval.models.model_input import GenerationParameters
+    from lighteval.models.transformers.transformers_model import (
+        TransformersModel,
+        TransformersModelConfig,
+    )
+    from lighteval.tasks.requests import Doc
+
+    from bonaware.integrations.lighteval import BonawareConfig, BonawareModel
+
+    settings = {"model_name": str(folder), "dtype": "float32", "cache_dir": str(folder / "said"),
+                "generation_parameters": GenerationParameters(temperature=1.0)}
+    bonaware = BonawareModel(BonawareConfig(threads=options["threads"], **settings))
+    hf = TransformersModel(TransformersModelConfig(batch_size=1, **settings))  # n run together
+    hf._cache = None
+    hf.model.generation_config.do_sample = True  # which it leaves to the checkpoint
+
+    def run(model):
+        return lambda texts: model.greedy_until([
+            Doc(query=text, choices=[], gold_index=0, generation_size=options["new"],
+                stop_sequences=[], num_samples=options["n"]) for text in texts])
+
+    return {"bonaware": run(bonaware), "hf": run(hf)}
+
+
+HARNESSES = {"lm-eval": lm_eval_sides, "inspect": inspect_sides, "lighteval": lighteval_sides}
 
 
 def measured(sides, options):

@@ -1,7 +1,6 @@
 """What tests of the evaluation harnesses share: a checkpoint with a tokenizer, local tasks."""
 
 import json
-import re
 import string
 from pathlib import Path
 
@@ -13,11 +12,15 @@ CHAT = ("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim
         "{% if add_generation_prompt %}[assistant]{% endif %}")
 
 
-def write_model(folder):
-    """A model with random weights over PIECES that transformers opens too; puts <s> in front."""
+def write_model(folder, **fields):
+    """A model with random weights over PIECES that transformers opens too; puts <s> in front.
+
+    fields: of its config, in place of those of tiny.py.
+    """
     from tokenizers import Tokenizer, decoders, models, processors
 
     config = MODELS["llama2"] | {"vocab_size": len(PIECES), "bos_token_id": 0, "eos_token_id": 1}
+    config |= fields
     write_checkpoint(folder, config, eos=1)
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(PIECES)}, []))
     tokenizer.decoder = decoders.Fuse()
@@ -27,7 +30,8 @@ def write_model(folder):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-        "chat_template": CHAT, "model_max_length": 256, "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT, "model_max_length": config["max_position_embeddings"],
+        "clean_up_tokenization_spaces": False,
     }))
     return folder
 
@@ -35,13 +39,3 @@ def write_model(folder):
 def write_rows(path, rows):
     Path(path).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
-
-
-def run_example(harness):
-    """The names that the example of docs/harnesses.md for a harness leaves behind."""
-    docs = Path(__file__).parents[1] / "docs" / "harnesses.md"
-    (code,) = (code for code in re.findall(r"^```python\n(.*?)^```", docs.read_text(), re.M | re.S)
-               if f"bonaware.integrations.{harness}" in code)
-    names = {}
-    exec(compile(code, docs.name, "exec"), names)
-    return names

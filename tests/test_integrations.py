@@ -124,11 +124,11 @@ def test_every_entry_point_names_something():
                 assert not name or hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("peer", ["lm_eval", "inspect_ai"])
+@pytest.mark.parametrize("peer", ["lm_eval", "inspect_ai", "lighteval", "ray"])
 def test_a_missing_harness_is_named_with_its_extra(peer):
     if importlib.util.find_spec(peer):
         pytest.skip(f"{peer} is installed")
-    extra = {"lm_eval": "lm-eval", "inspect_ai": "inspect"}[peer]
+    extra = {"lm_eval": "lm-eval", "inspect_ai": "inspect"}.get(peer, peer)
     with pytest.raises(ImportError, match=rf"not installed: pip install 'bonaware\[{extra}\]'"):
         importlib.import_module(f"bonaware.integrations.{peer}")
 

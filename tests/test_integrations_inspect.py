@@ -5,7 +5,8 @@ from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
-from harnesses import run_example, write_model
+from docs_examples import run_examples
+from harnesses import write_model
 
 pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
 pytest.importorskip("bonaware._engine", reason="the engine is not built")
@@ -176,6 +177,23 @@ def test_an_output_says_why_it_ended_and_what_it_cost(lm):
     assert ask(model(lm, {"max_tokens": None})).stop_reason in ("stop", "model_length")
 
 
+def test_the_cache_of_inspect_tells_weights_and_arguments_apart(lm, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rounded = bon.LM.load(folder, dtype="bfloat16", threads=1)
+    calls = []
+    monkeypatch.setattr(bon.LM, "stream", lambda lm, requests, _stream=bon.LM.stream, **settings: (
+        calls.append(requests), _stream(lm, requests, **settings))[1])
+    for used in (model(lm), model(lm), model(rounded), model(lm, chat=False), model(lm, min_p=0.1)):
+        ask(used, cache=True)
+    assert len(calls) == 4
+
+
+def test_arguments_may_be_text_as_lighteval_passes_them(folder):
+    used = get_model("bonaware/" + str(folder), memoize=False, ahead="4", threads="1",
+                     chat="false", min_p="0.1").api
+    assert (used.ahead, used.lm.threads, used.chat, used.min_p) == (4, 1, False, 0.1)
+
+
 # -- errors ------------------------------------------------------------------------
 
 
@@ -257,6 +275,22 @@ def test_reducers_work_in_an_evaluation_beside_those_of_inspect(lm, tmp_path):
         bon.estimators.pass_at_k(np.full(3, 16), right.sum(1).astype(int), 4).mean())
 
 
+@pytest.mark.parametrize("log_format", ["eval", "json"])
+def test_a_log_is_read_as_recorded_samples(lm, tmp_path, log_format):
+    samples, log = evaluate(model(lm, ahead=4), tmp_path, epochs=4, log_format=log_format)
+    logged = bon.evaluate_recorded(log.location)
+    want = expected(lm, 4)
+    assert logged.texts == want.text
+    for p, i in np.ndindex(logged.rewards.shape):
+        score = samples[p, i + 1].scores["with_likelihood"]
+        assert logged.rewards[p, i] == (score.value == "C")
+        assert logged.answers[p][i] == score.answer
+    np.testing.assert_allclose(logged.scores["score_likelihood"], want.sum_logp, rtol=1e-6)
+    assert [problem.prompt for problem in logged.problems] == QUESTIONS
+    assert logged.title.startswith("bonaware/ascii on task on ")
+
+
+
 def test_an_installed_package_gives_names_to_provider_and_reducers(folder):
     points = entry_points(group="inspect_ai")
     if "bonaware" not in points.names:
@@ -271,7 +305,7 @@ def test_an_installed_package_gives_names_to_provider_and_reducers(folder):
 
 def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = run_example("inspect_ai")
+    names = run_examples("harnesses.md", "inspect_ai")
     plain, best, passed = (s.metrics["accuracy"].value for s in names["log"].results.scores)
     assert plain < best <= passed
 

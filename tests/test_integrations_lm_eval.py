@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from harnesses import run_example, write_model, write_rows
+from docs_examples import run_examples
+from harnesses import write_model, write_rows
 
 pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed")
 pytest.importorskip("bonaware._engine", reason="the engine is not built")
@@ -339,7 +340,41 @@ def test_the_launcher_runs_the_harness_with_our_model_and_filters(made, tmp_path
     assert "exact_match,bonaware_best_of_n" in written["results"]["solve"]
     assert written["config"]["model_dtype"] == "float32"
     (samples,) = tmp_path.rglob("samples_solve*.jsonl")
-    assert len(json.loads(samples.read_text().splitlines()[0])["resps"][0]) == 4
+    texts = [json.loads(line)["resps"][0] for line in samples.read_text().splitlines()]
+    for log in (samples, results):
+        logged = bon.evaluate_recorded(log, Echo(), problem="doc.question")
+        assert logged.texts == texts
+        assert logged.rewards.shape == (3, 4)
+        assert logged.title == f"{made} on solve on {log.name}"
+    with pytest.raises(ValueError, match="need a field with rewards"):  # the metric saw one of 4
+        bon.evaluate_recorded(samples)
+
+
+def test_a_log_of_single_responses_has_the_metrics_as_rewards(made, tmp_path):
+    from lm_eval.loggers import EvaluationTracker
+
+    results = evaluate("bonaware", [solve(tmp_path)], pretrained=made, log_samples=True)
+    tracker = EvaluationTracker(str(tmp_path / "out"))
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results, samples)
+    tracker.save_results_samples("solve", samples["solve"])
+    results["samples"] = samples
+    (samples,) = tmp_path.rglob("samples_solve*.jsonl")
+    logged = bon.evaluate_recorded(samples)
+    assert logged.texts == responses(results, "solve")
+    assert logged.rewards.mean() == results["results"]["solve"]["exact_match,first"]
+
+
+class Echo(bon.tasks.Task):
+    """Problems of `solve`; what one gives is not looked at."""
+
+    name = "solve"
+
+    def load(self, split="test", limit=None):
+        return [bon.tasks.Problem(str(at), text, None) for at, text in enumerate(QUESTIONS)]
+
+    def reward(self, problem, text):
+        return 0.0
 
 
 # -- the example of the docs -----------------------------------------------------------
@@ -347,5 +382,6 @@ def test_the_launcher_runs_the_harness_with_our_model_and_filters(made, tmp_path
 
 def test_the_example_in_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    solved = run_example("lm_eval")["results"]["results"]["countdown"]
+    names = run_examples("harnesses.md", "lm-evaluation-harness")
+    solved = names["results"]["results"]["countdown"]
     assert solved["solved,first"] < solved["solved,best-of-16"]

@@ -5,16 +5,20 @@ It knows no harness and imports none.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bonaware.lm import LM
 from bonaware.samples import Sample, Samples
 from bonaware.tokenizer import Tokenizer
 
-__all__ = ["finished", "runs", "sampling", "text_of"]
+__all__ = ["end_strings", "finished", "likelihood", "likelihoods", "runs", "sampling", "text_of",
+           "windows"]
 
 Item = TypeVar("Item")
 
@@ -33,6 +37,8 @@ NAMES = {
 FIXED = {"num_return_sequences": 1, "n": 1, "num_beams": 1, "repetition_penalty": 1,
          "use_cache": True}
 NO_TOP_K = (0, -1)  # how other libraries write: of the whole vocabulary
+# So cold that a token has more than half of the probability only if it is the likeliest.
+COLD = 1e-4
 
 
 def sampling(given: Mapping[str, Any], *, temperature: float,
@@ -138,6 +144,100 @@ def text_of(sample: Sample, tokenizer: Tokenizer) -> str:
     return text
 
 
+def end_strings(lm: LM) -> tuple[str, ...]:
+    """Stop strings: what the tokenizer calls the end, where the model's config does not say so."""
+    tokenizer = lm._need_tokenizer("the harness")
+    end = tokenizer.special_tokens.get("eos_token")
+    if end is None or tokenizer.encode(end, add_special_tokens=False)[0] in lm.eos_token_ids:
+        return ()
+    return (end,)
+
+
 def finished(samples: Samples) -> NDArray[np.bool_]:
     """Mask [P, n] of samples that were drawn to their end; after Ctrl-C some are not."""
     return samples.valid & (samples.finish_reason != "aborted")
+
+
+# -- log-likelihoods -----------------------------------------------------------
+
+
+def likelihoods(lm: LM, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+                longest: int) -> Iterator[tuple[int, float, bool]]:
+    """Log-likelihoods of texts behind their contexts; texts share the reading of a context.
+
+    Parameters
+    ----------
+    pairs : sequence of (context, text)
+        In token ids. A context is cut at its left where both are longer than `longest`.
+    longest : int
+        Tokens of context and text together.
+
+    Yields
+    ------
+    int
+        Position of the pair; those of one context follow each other.
+    float
+        Sum over the tokens of the text, nats.
+    bool
+        Whether greedy decoding gives the text.
+
+    Raises
+    ------
+    ValueError
+        A text leaves no room for a context.
+    """
+    for context, places in _by_context(pairs, longest).items():
+        texts = [list(pairs[at][1]) for at in places]
+        natural, cold = (lm.logp([list(context)], [texts], temperature)[0]
+                         for temperature in (1.0, COLD))
+        for at, logp, tempered in zip(places, natural, cold, strict=True):
+            yield at, float(logp.sum(dtype=np.float64)), bool((tempered > math.log(0.5)).all())
+
+
+def _by_context(pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+                longest: int) -> dict[tuple[int, ...], list[int]]:
+    """Positions of pairs by their context as it is cut."""
+    places = defaultdict(list)
+    for at, (context, text) in enumerate(pairs):
+        room = longest - len(text)
+        if room < 1:
+            raise ValueError(f"a continuation may have {longest - 1} tokens at most, got "
+                             f"{len(text)}")
+        places[tuple(context[-room:])].append(at)
+    return places
+
+
+def likelihood(lm: LM, tokens: Sequence[int], prefix: int, length: int) -> float:
+    """Log-likelihood of a whole text, nats, in windows where it is longer than the context.
+
+    Parameters
+    ----------
+    tokens, prefix, length
+        As of `windows`.
+    """
+    return sum(float(lm.logp([context], [[text]])[0][0].sum(dtype=np.float64))
+               for context, text in windows(tokens, prefix, length))
+
+
+def windows(tokens: Sequence[int], prefix: int,
+            length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """A text in parts that a model can read, as (context, part).
+
+    Parameters
+    ----------
+    tokens : sequence of int
+        The text; every token is in one part.
+    prefix : int
+        The token that the text stands behind.
+    length : int
+        Tokens that are read for a part. The last one's context is as long as this allows.
+
+    Examples
+    --------
+    >>> list(windows([1, 2, 3, 4, 5], 0, 3))
+    [([0], [1, 2, 3]), ([2, 3], [4, 5])]
+    """
+    tokens = [prefix, *tokens]
+    for begin in range(1, len(tokens), length):
+        end = min(begin + length, len(tokens))
+        yield tokens[max(0, end - length - 1) : begin], tokens[begin:end]

@@ -5,8 +5,11 @@
 Every epoch asks by itself. What is asked at about the same time is drawn together, and epochs of
 one sample share their prompt. inspect begins epoch 2 when epoch 1 of every sample has begun, so
 siblings rarely meet: `ahead` draws those of later epochs with the first. Sample i of a prompt is
-a function of (seed, prompt, i), so neither changes what is drawn. docs/harnesses.md has examples.
+a function of (seed, prompt, i), so neither changes what is drawn. `lighteval eval` runs on
+inspect_ai and is served too. docs/harnesses.md has examples.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
@@ -31,6 +34,7 @@ try:
     import anyio
     import anyio.from_thread
     import anyio.lowlevel
+    import yaml
     from inspect_ai.log._samples import sample_active  # which epoch asks; there is no public way
     from inspect_ai.model import (
         ChatCompletionChoice,
@@ -170,7 +174,7 @@ class BonawareAPI(ModelAPI):
                  dtype: str = "auto", threads: int | None = None, memory: int | None = None,
                  ahead: int = 1, chat: bool | None = None, min_p: float | None = None,
                  lm: LM | None = None) -> None:
-        super().__init__(model_name, base_url, api_key, [], config)
+        threads, memory, ahead, chat, min_p = map(_value, (threads, memory, ahead, chat, min_p))
         if ahead < 1:
             raise ValueError(f"need ahead >= 1, got {ahead}")
         self.lm = lm or LM.load(model_name, dtype=dtype, threads=threads, memory=memory)
@@ -178,6 +182,10 @@ class BonawareAPI(ModelAPI):
         self.min_p = min_p
         self._text = self.lm._need_tokenizer("inspect_ai")
         self.chat = bool(self._text.chat_templates) if chat is None else chat
+        # inspect's cache, which lighteval always uses, tells models apart by name and URL: what
+        # else decides a sample stands in the URL.
+        url = f"{self.lm.fingerprint}?chat={self.chat}&min_p={min_p}"
+        super().__init__(model_name, url, api_key, [], config)
         self._drawer = _Drawer(self.lm)
         self._asked: Counter[Any] = Counter()
         self._samples: dict[_Prompt, _Wanted] = defaultdict(dict)  # drawn ahead, or under way
@@ -282,6 +290,11 @@ class BonawareAPI(ModelAPI):
 def bonaware() -> type[ModelAPI]:
     """The provider: `--model bonaware/FOLDER`."""
     return BonawareAPI
+
+
+def _value(given: Any) -> Any:
+    """An argument that is text, as lighteval passes all of them on, as inspect's -M reads it."""
+    return yaml.safe_load(given) if isinstance(given, str) else given
 
 
 async def _result(future: Future[Sample]) -> Sample:

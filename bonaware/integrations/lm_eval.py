@@ -8,7 +8,6 @@ own `hf` model. docs/harnesses.md has examples.
 """
 
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,15 @@ from tqdm.auto import tqdm
 
 from bonaware import select, verifiers
 from bonaware._progress import Bar
-from bonaware.integrations._harness import finished, runs, sampling, text_of
+from bonaware.integrations._harness import (
+    end_strings,
+    finished,
+    likelihood,
+    likelihoods,
+    runs,
+    sampling,
+    text_of,
+)
 from bonaware.lm import LM
 from bonaware.samples import Sample, Samples
 from bonaware.tasks import Problem
@@ -31,11 +38,7 @@ try:
     from lm_eval.api.filter import Filter
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_filter, register_model
-    from lm_eval.utils import (
-        get_rolling_token_windows,
-        make_disjoint_window,
-        simple_parse_args_string,
-    )
+    from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise ImportError("the lm-evaluation-harness is not installed: pip install "
                       f"'bonaware[lm-eval]'; the import said: {error}") from error
@@ -44,8 +47,6 @@ __all__ = ["BestOfN", "BonawareLM", "WeightedMajority"]
 
 log = logging.getLogger(__name__)
 
-# So cold that a token has more than half of the probability only if it is the likeliest.
-COLD = 1e-4
 # What the harness's regex filter makes of a response without an answer.
 NO_ANSWER = "[invalid]"
 # What the newest call of generate_until drew, by the identity of the document, which the
@@ -97,10 +98,7 @@ class BonawareLM(TemplateLM):
             raise ValueError(f"need 1 <= max_length <= {self.lm.context}, the model's context, got "
                              f"{max_length}")
         self._template = "default"
-        # What the tokenizer calls the end ends a text, whether the model's config says so or not.
-        end = self._text.special_tokens.get("eos_token")
-        known = end is None or self._special("eos_token") in self.lm.eos_token_ids
-        self._end: tuple[str, ...] = () if known else (end,)
+        self._end = end_strings(self.lm)
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any],
@@ -181,44 +179,21 @@ class BonawareLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
                               disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         answers: list[Any] = [None] * len(requests)
-        with tqdm(total=len(requests), disable=disable_tqdm, unit="request") as bar:
-            for context, places in self._by_context(requests).items():
-                texts = [requests[at][2] for at in places]
-                logp = self._read(context, texts)
-                cold = self._read(context, texts, COLD)
-                for at, natural, tempered in zip(places, logp, cold, strict=True):
-                    greedy = bool((tempered > math.log(0.5)).all())
-                    answers[at] = float(natural.sum(dtype=np.float64)), greedy
-                    if requests[at][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[at][0], answers[at])
-                bar.update(len(places))
+        pairs = [(context, text) for _, context, text in requests]
+        found = likelihoods(self.lm, pairs, self.max_length + 1)  # the last token is not read
+        for at, *answer in tqdm(found, total=len(requests), disable=disable_tqdm, unit="request"):
+            answers[at] = tuple(answer)
+            if requests[at][0] is not None:
+                self.cache_hook.add_partial("loglikelihood", requests[at][0], answers[at])
         return answers
-
-    def _by_context(self, requests: Sequence[tuple[Any, list[int], list[int]]],
-                    ) -> dict[tuple[int, ...], list[int]]:
-        """Positions of requests by their context, cut at the left where a text is too long."""
-        places = defaultdict(list)
-        for at, (_, context, text) in enumerate(requests):
-            room = self.max_length + 1 - len(text)  # the last token is predicted, not read
-            if room < 1:
-                raise ValueError(f"a continuation may have {self.max_length} tokens at most, got "
-                                 f"{len(text)}")
-            places[tuple(context[-room:])].append(at)
-        return places
-
-    def _read(self, context: Sequence[int], texts: Sequence[Sequence[int]],
-              temperature: float = 1.0) -> list[NDArray[np.float32]]:
-        return self.lm.logp([list(context)], [texts], temperature)[0]
 
     def loglikelihood_rolling(self, requests: Sequence[Any],
                               disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, in windows of the context where they are longer."""
         totals = []
         for request in tqdm(requests, disable=disable_tqdm, unit="text"):
-            windows = map(make_disjoint_window, get_rolling_token_windows(
-                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1))
-            total = sum(float(self._read(context, [text])[0].sum(dtype=np.float64))
-                        for context, text in windows)
+            total = likelihood(self.lm, self.tok_encode(request.args[0]), self.prefix_token_id,
+                               self.max_length)
             totals.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals

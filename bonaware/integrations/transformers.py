@@ -5,6 +5,8 @@ prompt are drawn and which one is taken, through the same rules as the engine an
 Written for transformers 5.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -306,7 +308,7 @@ class _Live:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def part(self, which: NDArray[np.intp]) -> "_Live":
+    def part(self, which: NDArray[np.intp]) -> _Live:
         return _Live([self.samples[i] for i in which], [self.prompts[i] for i in which])
 
 

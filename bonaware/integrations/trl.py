@@ -6,6 +6,8 @@ the sample's tokens at the training temperature: no clip, no division by lengths
 Written for TRL 1.16.
 """
 
+from __future__ import annotations
+
 import copy
 import inspect
 import itertools
@@ -185,7 +187,8 @@ class BoNGRPOTrainer(GRPOTrainer):
     def _read(self, model: Any, inputs: Mapping[str, Any],
               batch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Log-probability of each sample [B] at the training temperature; entropy per token."""
-        images = {name: x for name, x in inputs.items() if name in _OF_IMAGES}
+        known = inspect.signature(self._get_per_token_logps_and_entropies).parameters
+        images = {name: x for name, x in inputs.items() if name in known}
         per_token, entropies, _ = self._get_per_token_logps_and_entropies(
             model, torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
@@ -193,10 +196,6 @@ class BoNGRPOTrainer(GRPOTrainer):
         tokens = _own_tokens(inputs)
         logp = torch.where(tokens, per_token, 0.0).sum(1)
         return logp, (entropies.detach() * tokens).sum() / tokens.sum()
-
-
-_OF_IMAGES = frozenset(inspect.signature(
-    GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
 def _own_tokens(inputs: Mapping[str, Any]) -> Tensor:
@@ -262,7 +261,7 @@ class EngineRollout:
     are those that TRL makes of it.
     """
 
-    def __init__(self, lm: "LM", rng: int = 0) -> None:
+    def __init__(self, lm: LM, rng: int = 0) -> None:
         if lm.dtype == "int8":
             raise ValueError(f"{lm.name} is held in int8, which rounds the policy that is trained: "
                              "load it in float32 or bfloat16")
@@ -305,7 +304,7 @@ def _requests(prompt_ids: Iterable[Sequence[int]]) -> list[Request]:
     return requests
 
 
-def set_weights(lm: "LM", named: Iterable[tuple[str, Tensor]]) -> None:
+def set_weights(lm: LM, named: Iterable[tuple[str, Tensor]]) -> None:
     """Give the engine the weights of a transformers model.
 
     Parameters
