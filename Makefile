@@ -4,17 +4,17 @@ PYTHON ?= python3
 WARN    = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror
 SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
 SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys -m 'not clock'
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys -m 'not clock and not heavy'
 
-# The core as a library of sanitized objects: a test links the members it needs.
-CORE    = $(patsubst csrc/%.c,build/ctest/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
+# The core of the sanitized modules as a library: a test in C links the members it needs.
+CORE    = $(patsubst csrc/%.c,build/asan/csrc/%.o,$(filter-out csrc/py_%.c,$(wildcard csrc/*.c)))
 CTESTS  = $(patsubst tests/c/%.c,build/ctest/%,$(wildcard tests/c/test_*.c))
 ENGINE  = -mavx2 -mfma -mf16c -fopenmp
 ASAN_TESTS ?= $(patsubst %,tests/test_%.py,estimators losses select sample weights bad_input generate divergence hold int8)
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help build test ctest asan sanitized fuzz lint stubs bench clean
+.PHONY: help build test ctest asan sanitized fuzz lint stubs docs bench clean
 
 help:
 	@echo "make build   compile the extensions in place, warnings are errors"
@@ -24,6 +24,7 @@ help:
 	@echo "make fuzz    10 000 mutated model files, under ASan, UBSan and LSan"
 	@echo "make lint    ruff"
 	@echo "make stubs   build, then the .pyi files against the modules"
+	@echo "make docs    the documentation site into build/docs, warnings are errors"
 	@echo "make bench   the benchmarks (benchmarks/README.md)"
 	@echo "make clean"
 
@@ -37,28 +38,24 @@ build:
 test: build
 	$(PYTHON) -m pytest
 
-ctest: $(CTESTS)
-	@for t in $^; do echo "$$t" && ./$$t || exit 1; done
+ctest: $(CTESTS:build/ctest/%=run-%)
+
+run-%: build/ctest/%
+	./$<
 
 build/ctest/onednn:
 	@mkdir -p $(@D)
 	$(PYTHON) setup.py -q onednn > $@
 
-# These know no processor: they choose their kernels at run time.
-build/ctest/estimators.o build/ctest/losses.o build/ctest/losses_law.o \
-	build/ctest/losses_sft.o build/ctest/majority.o build/ctest/select.o build/ctest/votes.o: ENGINE =
-
-build/ctest/%.o: csrc/%.c $(wildcard csrc/*.h) build/ctest/onednn
-	$(CC) $(WARN) $(SAN) $(ENGINE) -c -o $@ $< @build/ctest/onednn
-
-build/ctest/libcore.a: $(CORE)
+build/ctest/libcore.a: build/asan/built
+	@mkdir -p $(@D)
 	@rm -f $@
-	@$(AR) rcs $@ $^
+	@$(AR) rcs $@ $(CORE)
 
 # These make each allocation fail in turn.
 build/ctest/test_engine build/ctest/test_hold build/ctest/test_int8 build/ctest/test_learner: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 
-build/ctest/%: tests/c/%.c $(wildcard tests/c/*.h) build/ctest/libcore.a
+build/ctest/%: tests/c/%.c $(wildcard tests/c/*.h) build/ctest/libcore.a build/ctest/onednn
 	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc $(WRAP) -o $@ $< build/ctest/libcore.a \
 		@build/ctest/onednn -lm
 
@@ -69,10 +66,14 @@ asan: sanitized
 	$(SANITIZED) $(ASAN_TESTS)
 	@rm -f bonaware/*.so
 
-sanitized:
-	@rm -f bonaware/*.so
-	BON_DEV=1 BON_SANITIZE=1 $(PYTHON) setup.py -q build_ext --inplace \
+sanitized: build/asan/built
+	@rm -rf bonaware/*.so bonaware/.libs
+	@cp -r build/asan/bonaware/*.so build/asan/bonaware/.libs bonaware
+
+build/asan/built: setup.py $(wildcard csrc/*.[ch])
+	BON_DEV=1 BON_SANITIZE=1 $(PYTHON) setup.py -q build_ext \
 		--build-temp build/asan --build-lib build/asan
+	@touch $@
 
 fuzz: build/ctest/fuzz_weights sanitized
 	./build/ctest/fuzz_weights
@@ -84,6 +85,12 @@ lint:
 
 stubs: build
 	$(PYTHON) -m pytest tests/test_stubs.py
+
+# Documents the package that is installed: -P keeps the working directory off sys.path. Pages of
+# the reference are made anew, as those of names that are gone would stay.
+docs:
+	@rm -rf docs/reference/generated
+	$(PYTHON) -P -m sphinx -q -E -W --keep-going -c docs . build/docs
 
 # Figures belong into benchmarks/README.md, with the machine they were measured on.
 bench: build build/bench/bench_gemm build/bench/llama-1b
@@ -102,4 +109,4 @@ build/bench/llama-1b:
 	$(PYTHON) benchmarks/make_checkpoint.py llama-1b $@
 
 clean:
-	rm -rf build *.egg-info bonaware/*.so bonaware/.libs
+	rm -rf build docs/reference/generated *.egg-info bonaware/*.so bonaware/.libs

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -49,7 +50,8 @@ if os.environ.get("BON_DEV"):
 
 if os.environ.get("BON_SANITIZE"):
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    cflags += [*sanitize, "-O1", "-g", "-fno-omit-frame-pointer"]
+    # -fwrapv is among Python's own flags: it defines what overflow gives, and nothing is reported.
+    cflags += [*sanitize, "-fno-wrapv", "-O1", "-g", "-fno-omit-frame-pointer"]
     ldflags += sanitize
 
 
@@ -94,7 +96,7 @@ def extension(name: str, sources: list[str], **more) -> Extension:
     return Extension(
         f"bonaware._{name}",
         [f"csrc/{source}" for source in sources],
-        depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
+        depends=["setup.py", *map(str, sorted(Path("csrc").glob("*.h")))],
         include_dirs=["csrc"],
         extra_compile_args=[*cflags, *more.pop("cflags", []), *isystem],
         extra_link_args=[*ldflags, *more.pop("ldflags", [])],
@@ -132,7 +134,24 @@ def extensions() -> list[Extension]:
 
 
 class BuildExt(build_ext):
-    """Also puts oneDNN's library and licences into bonaware/.libs, beside the engine."""
+    """Compiles files side by side; puts oneDNN's library and licences into bonaware/.libs."""
+
+    def build_extensions(self) -> None:
+        self.parallel = None  # extensions share the compiler: one after the other
+        compiler = self.compiler
+        compile_all, compile_one = compiler.compile, compiler._compile
+
+        def compile_side_by_side(*args, **options) -> list[str]:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                jobs = []
+                compiler._compile = lambda *file: jobs.append(pool.submit(compile_one, *file))
+                objects = compile_all(*args, **options)
+                for job in jobs:
+                    job.result()
+            return objects
+
+        compiler.compile = compile_side_by_side
+        super().build_extensions()
 
     def run(self) -> None:
         super().run()

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import fcntl
 import os
 import signal
 from functools import partial
@@ -50,6 +51,21 @@ def by_onednn(monkeypatch, tmp_path):
         monkeypatch.setattr(routes, "_fastest", lambda *_: "onednn")
 
     return use
+
+
+@pytest.fixture(autouse=True)
+def turn(request, tmp_path_factory):
+    """Lets a test that measures time run alone, where several processes (pytest-xdist) test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent  # of all of them
+    alone = request.node.get_closest_marker("clock") is not None
+    with open(folder / "door", "w") as door, open(folder / "room", "w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)  # nobody enters while one waits for an empty room
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 def pytest_addoption(parser):
