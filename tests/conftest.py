@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # What harnesses and Ray leave open is found by the collector in whatever test comes later.
+    if {"inspect_ai", "lighteval", "ray"} & set(sys.modules):
+        config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
     if config.getoption("--network"):
         return
     for item in items:
