@@ -15,7 +15,8 @@ is decoding alone, by the wall clock: new tokens after the first, over the secon
                 generate() does more per token, so this is its upper bound.
   openvino      OpenVINO GenAI's pipeline for many requests, one request of n sequences that share
                 the prompt; measured like bonaware. Sums in float32; weights in float16 (float32
-                with --dtype float32) or int8. The cache is in its own default format.
+                with --dtype float32) or int8. The cache is in its own default format. As `openvino
+                bfloat16` it rounds activations to bfloat16, for processors that are faster so.
   llama.cpp     as llama-batched-bench: the prompt once, its cache copied to n sequences, one token
                 of each per call. Nothing is sampled. Weights as --dtype says, or Q8_0.
 
@@ -29,7 +30,8 @@ Reported is the median ratio of the turns with its spread, the share of the mach
 max(bytes of weights / read speed, operations / product speed), and the highest resident memory
 of each process beside the weights and the cache that the task needs. For int8 the weights
 count one byte each, and products with weights may run at four times the measured float32 speed,
-since a register holds four times as many numbers (vpmaddubsw, vpdpbusd; not AMX, which does more).
+since a register holds four times as many numbers (vpmaddubsw, vpdpbusd; not AMX, which does more);
+for bfloat16 at twice that speed on AMD's processors with vdpbf16ps (Intel's are slower by it).
 """
 
 import argparse
@@ -47,6 +49,8 @@ import peers
 
 TOLERANCE = 0.10  # by which the machine may drift during a turn
 INT8_SPEED = 4  # products of bytes per product of float32 in registers of one width
+CPU = Path("/proc/cpuinfo").read_text()
+BF16_SPEED = 2 if "AuthenticAMD" in CPU and "avx512_bf16" in CPU else 1
 
 
 # -- the sides: one process each, a line of JSON in, a line of JSON out ---
@@ -116,6 +120,7 @@ SIDES = {
     "transformers bfloat16": partial(transformers_side, dtype="bfloat16"),
     "transformers float32": partial(transformers_side, dtype="float32"),
     "openvino": peers.openvino_side,
+    "openvino bfloat16": partial(peers.openvino_side, precision="bf16"),
     "openvino int8": peers.openvino_side,
     "llama.cpp": peers.llama_cpp_side,
     "llama.cpp Q8_0": peers.llama_cpp_side,
@@ -125,6 +130,7 @@ ONE_BYTE = {"bonaware int8", "openvino int8", "llama.cpp Q8_0"}  # per weight
 # What a peer's side calls the format of its copy of the weights, by --dtype.
 COPIES = {
     "openvino": {"bfloat16": "float16", "float32": "float32"},
+    "openvino bfloat16": {"bfloat16": "float16", "float32": "float16"},
     "openvino int8": {"bfloat16": "int8", "float32": "int8"},
     "llama.cpp": {"bfloat16": "BF16", "float32": "F32"},
     "llama.cpp Q8_0": {"bfloat16": "Q8_0", "float32": "Q8_0"},
@@ -238,7 +244,8 @@ def task_size(config, options):
 
 def limit_of(task, name, options, products, reads):
     """Tokens/s that no program exceeds whose weights are of this size and attention float32."""
-    faster = INT8_SPEED if name in ONE_BYTE else 1
+    bf16 = options["dtype"] == "bfloat16" and "float32" not in name
+    faster = INT8_SPEED if name in ONE_BYTE else BF16_SPEED if bf16 else 1
     work = options["n"] * (task["operations"] / faster + task["attention"])
     return options["n"] / max(task["weights"][name] / reads, work / products)
 

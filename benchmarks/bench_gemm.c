@@ -2,14 +2,16 @@
  *
  *   D=$(python -c 'import sysconfig; print(sysconfig.get_paths()["data"])')   # oneDNN's wheels
  *   gcc -std=c11 -O3 -mavx2 -mfma -mf16c -fopenmp -isystem $D/include -Icsrc \
- *       -o /tmp/bench_gemm benchmarks/bench_gemm.c csrc/gemm.c csrc/panels.c \
- *       csrc/onednn.c csrc/kernels_*.c -L$D/lib -ldnnl -Wl,-rpath,$D/lib -lm
+ *       -o /tmp/bench_gemm benchmarks/bench_gemm.c csrc/{gemm,products,int8,panels,onednn}.c \
+ *       csrc/kernels_*.c -L$D/lib -ldnnl -Wl,-rpath,$D/lib -lm
  *   /tmp/bench_gemm [threads] [seconds per figure]
  *
  * K = 2048 inputs, N = 16384 outputs. Several matrices take turns, so weights
  * come from DRAM. Best of the repeats; peak and bandwidth are measured around
  * every figure, and a figure's share is of the larger of the two times that the
- * machine needs at least: operations / peak, bytes of weights / bandwidth.
+ * machine needs at least: operations / peak, bytes of weights / bandwidth. The peak is that of
+ * the instruction the route multiplies with, as far as this program knows it: float32's for
+ * tile and onednn, vdpbf16ps or vpdpbusd for dot.
  *
  * Then the three products of training, on float32 layers of small models: forward
  * y = x W^T, dx = dy W with W turned over anew, and grad += dy^T x.
@@ -70,8 +72,29 @@ __attribute__((target("avx512f"))) static double peak_avx512(int threads)
     return (double)threads * PEAK_STEPS * 12 * 16 * 2 / (omp_get_wtime() - start);
 }
 
-static double peak(int threads)
+#define PEAK_DOT(NAME, TARGET, INSTRUCTION, OPERATIONS)                                   \
+    __attribute__((target("avx512f," TARGET))) static double NAME(int threads)            \
+    {                                                                                     \
+        const double start = omp_get_wtime();                                             \
+        _Pragma("omp parallel num_threads(threads)")                                      \
+        {                                                                                 \
+            __m512i acc[12], a = _mm512_setzero_si512(), b = a;                           \
+            for (int i = 0; i < 12; i++) acc[i] = a;                                      \
+            for (int s = 0; s < PEAK_STEPS; s++) {                                        \
+                _Pragma("GCC unroll 12")                                                  \
+                for (int i = 0; i < 12; i++)                                              \
+                    __asm__ volatile(INSTRUCTION " %1, %2, %0" : "+v"(acc[i]) : "v"(a), "v"(b)); \
+            }                                                                             \
+        }                                                                                 \
+        return (double)threads * PEAK_STEPS * 12 * OPERATIONS / (omp_get_wtime() - start); \
+    }
+PEAK_DOT(peak_dot_bf16, "avx512bf16", "vdpbf16ps", 64)
+PEAK_DOT(peak_dot_i8, "avx512vnni", "vpdpbusd", 128)
+
+static double peak(int threads, bon_route route, bon_dtype dtype)
 {
+    if (route == BON_ROUTE_DOT)
+        return dtype == BON_I8 ? peak_dot_i8(threads) : peak_dot_bf16(threads);
     return bon_kernels_have_avx512() ? peak_avx512(threads) : peak_avx2(threads);
 }
 
@@ -92,8 +115,13 @@ static double bandwidth(int threads, const float *memory, size_t count)
 
 /* -- the products ------------------------------------------------------------ */
 
+static const char *name_of(bon_dtype dtype)
+{
+    return dtype == BON_F32 ? "float32" : dtype == BON_BF16 ? "bfloat16" : "int8";
+}
+
 typedef struct {
-    bon_matrix *matrix[16];
+    bon_matrix *matrix[TOTAL_BYTES / (INPUTS * OUTPUTS)];
     size_t count;
     bon_dtype dtype;
     float *x, *y, *memory;
@@ -114,8 +142,7 @@ static bon_status load(bench *b, bon_dtype dtype)
         if (status != BON_OK) return status;
         if (i == 0)
             printf("# packed float32 -> %s at %.2f GB/s (of packed bytes)\n",
-                   dtype == BON_F32 ? "float32" : "bfloat16",
-                   (double)bon_matrix_bytes(b->matrix[i]) / (omp_get_wtime() - start) / 1e9);
+                   name_of(dtype), (double)bon_matrix_bytes(b->matrix[i]) / (omp_get_wtime() - start) / 1e9);
     }
     return BON_OK;
 }
@@ -127,7 +154,8 @@ static bon_status run(const bench *b, bon_route route, size_t rows)
     double top_peak = 0, top_read = 0, seconds = 1e9;
     const double stop = omp_get_wtime() + b->seconds;
     do {
-        const double p = peak(b->threads), r = bandwidth(b->threads, b->memory, b->memory_count);
+        const double p = peak(b->threads, route, b->dtype);
+        const double r = bandwidth(b->threads, b->memory, b->memory_count);
         if (p > top_peak) top_peak = p;
         if (r > top_read) top_read = r;
         for (size_t i = 0; i < b->count; i++) {
@@ -143,7 +171,7 @@ static bon_status run(const bench *b, bon_route route, size_t rows)
     const double least = operations / top_peak > bytes / top_read ? operations / top_peak
                                                                    : bytes / top_read;
     printf("%-8s %-7s %4zu  %8.1f GFLOP/s %6.1f GB/s | %6.0f %6.1f | %3.0f %%\n",
-           b->dtype == BON_F32 ? "float32" : "bfloat16", bon_route_name(route), rows,
+           name_of(b->dtype), bon_route_name(route), rows,
            operations / seconds / 1e9, bytes / seconds / 1e9, top_peak / 1e9, top_read / 1e9,
            100 * least / seconds);
     fflush(stdout);
@@ -276,7 +304,7 @@ int main(int argc, char **argv)
            bon_onednn_version(), bon_onednn_isa());
     printf("# dtype  route   rows   product                      | peak   read  | of limit\n");
     if (run_dtype(&b, BON_F32) != BON_OK || run_dtype(&b, BON_BF16) != BON_OK
-        || run_training(&b) != BON_OK) {
+        || run_dtype(&b, BON_I8) != BON_OK || run_training(&b) != BON_OK) {
         fprintf(stderr, "a product failed\n");
         return 1;
     }

@@ -319,7 +319,7 @@ def main():
 # -- the sides ----------------------------------------------------------------
 
 
-def openvino_side(path, options, kind):
+def openvino_side(path, options, kind, precision="f32"):
     """Its pipeline for many requests: blocks of the cache that hold the prompt are shared."""
     import openvino as ov
     import openvino_genai as genai
@@ -330,7 +330,7 @@ def openvino_side(path, options, kind):
     scheduler.enable_prefix_caching = False  # the prompt is computed anew in each measurement
     pipeline = genai.ContinuousBatchingPipeline(
         str(converted(path, "openvino", kind)), scheduler, "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": options["threads"]})
+        {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": options["threads"]})
     prompt = ov.Tensor(np.array([prompt_of(options)], np.int64))
 
     def draw(new, rng):

@@ -56,9 +56,9 @@ def cache_file() -> Path:
 
 def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
     """Set the routes of a model's matrices; returns {"qkv 2048x2048 prefill": route, ...}."""
-    machine = " | ".join((processor(), built["isa"], built["onednn_version"],
-                          built["onednn_isa"]))
     routes = built["routes"][dtype]
+    machine = " | ".join((processor(), built["isa"], built["onednn_version"],
+                          built["onednn_isa"], " or ".join(routes)))
     products = [
         (index, phase, name, f"{outputs}x{inputs} {phase}", outputs * inputs < SMALL)
         for index, (name, outputs, inputs) in enumerate(model.matrices())

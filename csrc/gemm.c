@@ -1,10 +1,4 @@
-/* gemm.c - packed weights, and the routes that multiply with them.
- *
- * Tile route: panels are dealt to the threads in groups. Within a group rows
- * and inputs are blocked so that a block of x stays in the L2 cache while all
- * panels of the group pass over it; the chains of the kernels go on through y,
- * so blocking does not show in the bits.
- */
+/* gemm.c - packed weights, and the routes that multiply with them (matrix.h). */
 #define _DEFAULT_SOURCE /* madvise and MAP_ANONYMOUS */
 #include "gemm.h"
 
@@ -16,42 +10,12 @@
 
 #include "int8.h"
 #include "kernels.h"
+#include "matrix.h"
 #include "onednn.h"
 #include "threads.h"
 #include "transpose.h"
 
-#define K_ALIGN 16              /* inputs are padded with zeros to a multiple of this */
-#define ROW_BLOCK 192           /* rows of x that are worked on together */
-#define X_BLOCK_FLOATS 49152    /* of x in a block: 192 KiB; y's are 96: an L2 has 512 */
-#define K_BLOCK 1024            /* inputs at a time: of a panel, what prefetch keeps in L2 */
-#define GROUP 8                 /* most panels dealt to a thread at a time */
-#define SERIAL_WORK 200000      /* multiply-adds below which threads do not pay */
 #define HUGE_PAGE ((size_t)2 << 20)
-
-/* Second digits of some outputs of int8, packed like a matrix of these outputs. */
-typedef struct {
-    size_t count, room; /* outputs; a multiple of BON_PANEL */
-    size_t *output;     /* which; n: none any more */
-    float *scale;
-    int8_t *data;
-} fine_rows;
-
-struct bon_matrix {
-    size_t n, k;
-    size_t panels, padded_k; /* ceil(n/16); k rounded up to K_ALIGN */
-    bon_dtype dtype;
-    bon_route route[BON_PHASES];
-    bon_onednn *onednn[BON_PHASES]; /* from the first set_route on */
-    void *data;
-    void *base; /* of the mapping, or NULL if data is from aligned_alloc */
-    size_t bytes;
-    float *scale; /* int8: of each output */
-    bool *rough;  /* int8: which outputs need a second digit */
-    fine_rows fine;
-};
-
-static size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* -- numbers --------------------------------------------------------------- */
 
@@ -64,7 +28,8 @@ size_t bon_dtype_size(bon_dtype dtype)
 
 const char *bon_route_name(bon_route route)
 {
-    return route == BON_ROUTE_TILE ? "tile" : "onednn";
+    static const char *const names[BON_ROUTES] = {"tile", "dot", "onednn"};
+    return names[route];
 }
 
 /* Zeroed memory. Large blocks are mapped, so that pages exist from their first
@@ -73,7 +38,7 @@ const char *bon_route_name(bon_route route)
 static bon_status allocate(bon_matrix *m)
 {
     if (m->bytes < HUGE_PAGE) {
-        m->data = aligned_alloc(64, round_up(m->bytes, 64));
+        m->data = aligned_alloc(64, bon_round_up(m->bytes, 64));
         if (!m->data) return BON_ERR_MEMORY;
         memset(m->data, 0, m->bytes);
         return BON_OK;
@@ -96,16 +61,16 @@ bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **o
         || (dtype == BON_I8 && k > BON_I8_MAX_INPUTS))
         return BON_ERR_DOMAIN;
     size_t bytes;
-    if (n > SIZE_MAX - BON_PANEL || k > SIZE_MAX - K_ALIGN
-        || __builtin_mul_overflow(round_up(n, BON_PANEL), round_up(k, K_ALIGN), &bytes)
+    if (n > SIZE_MAX - BON_PANEL || k > SIZE_MAX - BON_K_ALIGN
+        || __builtin_mul_overflow(bon_round_up(n, BON_PANEL), bon_round_up(k, BON_K_ALIGN), &bytes)
         || __builtin_mul_overflow(bytes, bon_dtype_size(dtype), &bytes))
         return BON_ERR_MEMORY;
     bon_matrix *m = calloc(1, sizeof *m);
     if (!m) return BON_ERR_MEMORY;
     m->n = n;
     m->k = k;
-    m->panels = round_up(n, BON_PANEL) / BON_PANEL;
-    m->padded_k = round_up(k, K_ALIGN);
+    m->panels = bon_round_up(n, BON_PANEL) / BON_PANEL;
+    m->padded_k = bon_round_up(k, BON_K_ALIGN);
     m->dtype = dtype;
     m->bytes = bytes;
     bon_status status = allocate(m);
@@ -182,7 +147,7 @@ static void to_f32_row(const char *src, bon_dtype dtype, size_t count, float *ou
 {
     const size_t step = 4 * PACK_WORDS;
     for (size_t i = 0; i < count; i += step)
-        to_f32(src + i * bon_dtype_size(dtype), dtype, smaller(step, count - i), out + i);
+        to_f32(src + i * bon_dtype_size(dtype), dtype, bon_smaller(step, count - i), out + i);
 }
 
 /* `count` inputs of one row as words of the packed dtype, the last one padded with 0;
@@ -235,7 +200,7 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
     bon_i8_loss loss[BON_PANEL] = {{0.0, 0.0}};
     const size_t first = panel * BON_PANEL + lane;
     for (size_t k = 0; k < m->k; k += step) {
-        const size_t count = smaller(step, m->k - k);
+        const size_t count = bon_smaller(step, m->k - k);
         const size_t used = (count + per_word - 1) / per_word;
         for (size_t r = 0; r < rows; r++)
             to_words(src + (r * m->k + k) * size, src_dtype, count, m->dtype,
@@ -244,7 +209,7 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
         out += used * BON_PANEL;
     }
     for (size_t r = 0; m->rough && r < rows; r++)
-        m->rough[first + r] = bon_i8_is_rough(&loss[r], m->k);
+        m->rough[first + r] = bon_i8_is_rough(&loss[r], m->k, BON_I8_LOSS);
 }
 
 /* -- int8: scales, and second digits ----------------------------------------- */
@@ -258,7 +223,7 @@ static void find_scales(bon_matrix *m, size_t from, size_t to, const char *src,
     for (size_t row = from; row < to; row++, src += m->k * size) {
         float largest = 0.0f;
         for (size_t k = 0; k < m->k; k += step) {
-            const size_t count = smaller(step, m->k - k);
+            const size_t count = bon_smaller(step, m->k - k);
             to_f32(src + k * size, src_dtype, count, some);
             const float here = bon_i8_largest(some, count);
             if (!(here <= largest)) largest = here;
@@ -275,7 +240,7 @@ static size_t place_i8(size_t padded_k, size_t row, size_t k)
 /* A place for one more second digit: *place or the first behind it that is not used. */
 static bon_status find_place(bon_matrix *m, size_t *place)
 {
-    fine_rows *f = &m->fine;
+    bon_fine_rows *f = &m->fine;
     while (*place < f->count && f->output[*place] < m->n) ++*place;
     if (*place < f->room) return BON_OK;
     const size_t room = f->room + BON_PANEL;
@@ -297,7 +262,7 @@ static bon_status add_fine(bon_matrix *m, size_t row, float *rest, int8_t *digit
 {
     const bon_status status = find_place(m, place);
     if (status != BON_OK) return status;
-    fine_rows *f = &m->fine;
+    bon_fine_rows *f = &m->fine;
     const int8_t *first = m->data;
     const float scale = m->scale[row] / (2 * BON_I8_MOST);
     bon_i8_loss left = {0.0, 0.0};
@@ -343,7 +308,7 @@ bon_status bon_matrix_fill(bon_matrix *matrix, size_t first, const void *src,
     for (long p = low; p <= high; p++) {
         const size_t begin = (size_t)p * BON_PANEL;
         const size_t from = begin > first ? begin : first;
-        const size_t to = smaller(begin + BON_PANEL, first + rows);
+        const size_t to = bon_smaller(begin + BON_PANEL, first + rows);
         const char *rows_of_panel =
             (const char *)src + (from - first) * matrix->k * bon_dtype_size(src_dtype);
         if (matrix->dtype == BON_I8) find_scales(matrix, from, to, rows_of_panel, src_dtype);
@@ -359,7 +324,7 @@ void bon_matrix_row(const bon_matrix *matrix, size_t row, float *out)
         const int8_t *data = matrix->data;
         for (size_t k = 0; k < matrix->k; k++)
             out[k] = matrix->scale[row] * (float)data[place_i8(matrix->padded_k, row, k)];
-        const fine_rows *f = &matrix->fine;
+        const bon_fine_rows *f = &matrix->fine;
         for (size_t i = 0; i < f->count; i++)
             for (size_t k = 0; f->output[i] == row && k < matrix->k; k++)
                 out[k] += f->scale[i] * (float)f->data[place_i8(matrix->padded_k, i, k)];
@@ -470,143 +435,6 @@ void bon_matrix_transpose(const bon_matrix *src, bon_matrix *dst, int threads)
         }
 }
 
-/* -- the tile route -------------------------------------------------------- */
-
-/* Rows of x; for int8 also as whole numbers p [rows, padded_k], in the order of the
- * kernels, and the scale of each. */
-typedef struct {
-    const float *x;
-    size_t ldx;
-    const int16_t *p;
-    const float *scale;
-} input;
-
-/* y [rows, 16*count] of `count` panels from `panel` on. */
-static void multiply_panels(const bon_matrix *m, size_t panel, size_t count, const float *x,
-                            size_t rows, size_t ldx, float *y, size_t ldy)
-{
-    const bon_kernels *kernel = bon_kernels_here();
-    const size_t stride = m->padded_k * BON_PANEL;
-    const size_t step = smaller(K_BLOCK, X_BLOCK_FLOATS / rows / K_ALIGN * K_ALIGN);
-    for (size_t k = 0; k < m->k; k += step) {
-        const size_t at = panel * stride + k * BON_PANEL, part = smaller(step, m->k - k);
-        if (m->dtype == BON_F32)
-            kernel->f32((const float *)m->data + at, count, stride, part, x + k, rows, ldx,
-                        y, ldy, BON_PANEL, k > 0);
-        else
-            kernel->bf16((const uint16_t *)m->data + at, count, stride, part, x + k, rows,
-                         ldx, y, ldy, BON_PANEL, k > 0);
-    }
-}
-
-/* The same of panels of int8: sums of whole numbers. */
-static void multiply_panels_i8(const int8_t *panels, size_t count, size_t k, const int16_t *p,
-                               size_t rows, int32_t *sums, size_t ldy)
-{
-    const bon_kernels *kernel = bon_kernels_here();
-    const size_t step = smaller(2 * K_BLOCK, 2 * X_BLOCK_FLOATS / rows / K_ALIGN * K_ALIGN);
-    for (size_t at = 0; at < k; at += step)
-        kernel->i8(panels + at * BON_PANEL, count, k * BON_PANEL, smaller(step, k - at), p + at,
-                   rows, k, sums, ldy, BON_PANEL, at > 0);
-}
-
-/* Up to GROUP panels for rows row..row+rows-1, by way of a block of y of their own: rows of
- * y itself may lie pages apart, and the last panel may be wider than y. */
-static void multiply_group(const bon_matrix *m, size_t panel, size_t count, const input *in,
-                           size_t row, size_t rows, float *y, size_t ldy)
-{
-    union {
-        float y[ROW_BLOCK * GROUP * BON_PANEL];
-        int32_t sums[ROW_BLOCK * GROUP * BON_PANEL];
-    } block;
-    const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
-    const size_t used = smaller(columns, m->n - column);
-    y += row * ldy + column;
-    if (m->dtype != BON_I8) {
-        multiply_panels(m, panel, count, in->x + row * in->ldx, rows, in->ldx, block.y, columns);
-        for (size_t r = 0; r < rows; r++)
-            memcpy(y + r * ldy, block.y + r * columns, used * sizeof *y);
-        return;
-    }
-    multiply_panels_i8((const int8_t *)m->data + panel * m->padded_k * BON_PANEL, count,
-                       m->padded_k, in->p + row * m->padded_k, rows, block.sums, columns);
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < used; j++)
-            y[r * ldy + j] =
-                in->scale[row + r] * m->scale[column + j] * (float)block.sums[r * columns + j];
-}
-
-/* Adds the second digits' part of one panel of them. */
-static void multiply_fine(const bon_matrix *m, size_t panel, const input *in, size_t row,
-                          size_t rows, float *y, size_t ldy)
-{
-    int32_t sums[ROW_BLOCK * BON_PANEL];
-    const fine_rows *f = &m->fine;
-    multiply_panels_i8(f->data + panel * m->padded_k * BON_PANEL, 1, m->padded_k,
-                       in->p + row * m->padded_k, rows, sums, BON_PANEL);
-    const size_t first = panel * BON_PANEL, count = smaller(BON_PANEL, f->count - first);
-    for (size_t j = first; j < first + count; j++)
-        for (size_t r = 0; r < rows && f->output[j] < m->n; r++)
-            y[(row + r) * ldy + f->output[j]] +=
-                in->scale[row + r] * f->scale[j] * (float)sums[r * BON_PANEL + j - first];
-}
-
-/* Panels dealt at a time: few enough that all threads end at about the same time,
- * and even, because kernels take two side by side. */
-static size_t group_size(size_t panels, size_t threads)
-{
-    return smaller(round_up(panels / (4 * threads) + 1, 2), GROUP);
-}
-
-static void multiply_tile(const bon_matrix *m, const input *in, size_t rows, float *y,
-                          size_t ldy, int threads)
-{
-    const size_t group = group_size(m->panels, (size_t)threads);
-    const long groups = (long)((m->panels + group - 1) / group);
-    const bool serial = threads == 1 || groups == 1 || m->n * m->k < SERIAL_WORK / rows;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
-    for (long g = 0; g < groups; g++) {
-        const size_t first = (size_t)g * group, count = smaller(group, m->panels - first);
-        for (size_t r = 0; r < rows; r += ROW_BLOCK)
-            multiply_group(m, first, count, in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
-    }
-}
-
-/* The tile route of int8: rounds x, once for all outputs. */
-static bon_status multiply_i8(const bon_matrix *m, const float *x, size_t rows, size_t ldx,
-                              float *y, size_t ldy, int threads)
-{
-    const size_t k = m->padded_k;
-    size_t bytes;
-    if (__builtin_mul_overflow(rows, k * sizeof(int16_t) + sizeof(float), &bytes))
-        return BON_ERR_MEMORY;
-    int16_t *p = malloc(bytes);
-    if (!p) return BON_ERR_MEMORY;
-    float *scale = (float *)(void *)(p + rows * k);
-    const int levels = bon_i8_levels(k);
-#pragma omp parallel for num_threads(threads) schedule(static) \
-    if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
-    for (long r = 0; r < (long)rows; r++)
-        scale[r] = bon_i8_activations(x + (size_t)r * ldx, m->k, k, levels, p + (size_t)r * k);
-    const input in = {x, ldx, p, scale};
-    multiply_tile(m, &in, rows, y, ldy, threads);
-    const long fine = (long)((m->fine.count + BON_PANEL - 1) / BON_PANEL);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
-    for (long panel = 0; panel < fine; panel++)
-        for (size_t r = 0; r < rows; r += ROW_BLOCK)
-            multiply_fine(m, (size_t)panel, &in, r, smaller(ROW_BLOCK, rows - r), y, ldy);
-    free(p);
-    return BON_OK;
-}
-
-void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t k,
-                        const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                        bool accumulate)
-{
-    bon_kernels_here()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL,
-                            accumulate);
-}
-
 /* -- routes ---------------------------------------------------------------- */
 
 /* The family of oneDNN's implementations in which all rows of a block fare alike. */
@@ -615,6 +443,8 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
 static bon_status create_onednn(const bon_matrix *m, bon_phase phase, bon_onednn **out)
 {
     if (m->dtype == BON_I8) return BON_ERR_BACKEND;
+    /* brg:avx512_core_bf16 of oneDNN 3.2 finds panels 2.. in the wrong place then */
+    if (m->dtype == BON_BF16 && m->padded_k % 32 != 0) return BON_ERR_BACKEND;
     return bon_onednn_create(m->data, m->panels, m->padded_k, m->dtype,
                              phase == BON_DECODE ? BON_DECODE_ROWS : BON_PREFILL_ROWS, FAMILY,
                              out);
@@ -624,6 +454,9 @@ bool bon_route_available(bon_route route, bon_dtype dtype)
 {
     if (dtype == BON_F16) return false;
     if (route == BON_ROUTE_TILE) return true;
+    if (route == BON_ROUTE_DOT)
+        return (dtype == BON_BF16 && bon_kernels_have_dot_bf16())
+               || (dtype == BON_I8 && bon_kernels_have_dot_i8());
     bon_matrix *m;
     bon_onednn *product = NULL;
     if (bon_matrix_create(BON_ONEDNN_GROUP * BON_PANEL, 256, dtype, &m) != BON_OK) return false;
@@ -635,6 +468,8 @@ bool bon_route_available(bon_route route, bon_dtype dtype)
 
 bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase, bon_route route)
 {
+    if (route == BON_ROUTE_DOT && !bon_route_available(route, matrix->dtype))
+        return BON_ERR_BACKEND;
     if (route == BON_ROUTE_ONEDNN && !matrix->onednn[phase]) {
         const bon_status status = create_onednn(matrix, phase, &matrix->onednn[phase]);
         if (status != BON_OK) return status;
@@ -655,10 +490,16 @@ bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase, const 
     if (matrix->route[phase] == BON_ROUTE_ONEDNN)
         return bon_onednn_multiply(matrix->onednn[phase], x, rows, matrix->k, ldx, y,
                                    matrix->n, ldy, threads);
-    if (matrix->dtype == BON_I8) return multiply_i8(matrix, x, rows, ldx, y, ldy, threads);
-    const input in = {.x = x, .ldx = ldx};
-    multiply_tile(matrix, &in, rows, y, ldy, threads);
-    return BON_OK;
+    return bon_multiply_own(matrix, matrix->route[phase] == BON_ROUTE_DOT, x, rows, ldx, y, ldy,
+                            threads);
+}
+
+void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t k,
+                        const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
+                        bool accumulate)
+{
+    bon_kernels_here()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL,
+                            accumulate);
 }
 
 static double now(void)

@@ -18,18 +18,21 @@
  * bits, so a route is chosen per (machine, dtype, shape, phase), never by the
  * number of rows:
  *
- *   tile      own kernels (AVX2 or AVX-512): each y[r][n] is one chain of fused
+ *   tile      own kernels (AVX2 or AVX-512; products.c): each y[r][n] is one chain of fused
  *             multiply-adds over k = 0..K-1, starting from 0 (or from y, when
  *             accumulating), whatever the blocking. bfloat16 weights are
  *             widened in registers, exactly. int8: activations are rounded to 12 bits
  *             of each row; sums of whole numbers.
+ *   dot       own kernels with the processor's products of short numbers: activations are
+ *             rounded to what the weights are, bfloat16 (AVX512_BF16; chains of pairs) or int8
+ *             with a second digit for rough rows (AVX512_VNNI; sums of whole numbers).
  *   onednn    dnnl matmul (onednn.h) on blocks of fixed size: a product costs
  *             as much as one of a whole number of blocks. For bfloat16 the
  *             activations are rounded to bfloat16 first (that is what makes it
  *             fast where the machine has the instruction). oneDNN 3.2 has fit
  *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
- * Nothing outside gemm.c, its kernels and onednn.c knows what a panel looks like, except where
+ * Nothing outside gemm.c, products.c, their kernels and onednn.c knows what a panel looks like, except where
  * float32 panels are worked on as bare arrays: panels.h and adamw.h for training,
  * and attention.c, which lays out its cache so (bon_panel_*, below).
  */
@@ -71,7 +74,7 @@ static inline uint16_t bon_f32_to_bf16(float x)
 }
 
 typedef enum { BON_PREFILL, BON_DECODE, BON_PHASES } bon_phase;
-typedef enum { BON_ROUTE_TILE, BON_ROUTE_ONEDNN, BON_ROUTES } bon_route;
+typedef enum { BON_ROUTE_TILE, BON_ROUTE_DOT, BON_ROUTE_ONEDNN, BON_ROUTES } bon_route;
 const char *bon_route_name(bon_route route);
 
 typedef struct bon_matrix bon_matrix; /* packed weights W [n outputs, k inputs] */
@@ -108,7 +111,8 @@ void bon_matrix_get_panels(const bon_matrix *matrix, float *panels, int threads)
 void bon_matrix_set_panels(bon_matrix *matrix, const float *panels, int threads);
 
 /* Which route serves a phase. Setting one that the machine or the dtype cannot
- * serve is BON_ERR_BACKEND. Default: tile in both. Not while a product runs. */
+ * serve is BON_ERR_BACKEND, as is oneDNN's for bfloat16 where the inputs, rounded up to a
+ * multiple of 16, are none of 32. Default: tile in both. Not while a product runs. */
 bool bon_route_available(bon_route route, bon_dtype dtype);
 BON_MUST_CHECK bon_status bon_matrix_set_route(bon_matrix *matrix, bon_phase phase,
                                                bon_route route);
@@ -117,9 +121,9 @@ bon_route bon_matrix_route(const bon_matrix *matrix, bon_phase phase);
 /* y[r][j] = sum_k x[r][k] * W[j][k] for r < rows, j < n.
  *   x  [rows, ldx >= k]   y  [rows, ldy >= n]; they do not overlap
  * Deterministic for any number of threads, and many may multiply at a time. The
- * tile route cannot fail and allocates nothing, but for int8 copies x and may give
- * BON_ERR_MEMORY; oneDNN's copies x (at most 512 rows at a time) and may give that or
- * BON_ERR_BACKEND. */
+ * tile route cannot fail and allocates nothing, but where x is rounded first, for int8
+ * and by the route dot, it is copied, and BON_ERR_MEMORY possible; oneDNN's copies x (at most
+ * 512 rows at a time) and may give that or BON_ERR_BACKEND. */
 BON_MUST_CHECK bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phase phase,
                                               const float *x, size_t rows, size_t ldx,
                                               float *y, size_t ldy, int threads);

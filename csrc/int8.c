@@ -79,9 +79,9 @@ void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8
     loss->size += total(size);
 }
 
-bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k)
+bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k, double most)
 {
-    return sqrt(loss->error * (double)k) > BON_I8_LOSS * loss->size;
+    return sqrt(loss->error * (double)k) > most * loss->size;
 }
 
 float bon_i8_activations(const float *x, size_t k, size_t padded, int levels, int16_t *p)
@@ -106,4 +106,50 @@ float bon_i8_activations(const float *x, size_t k, size_t padded, int levels, in
         p[i / 4 * 4 + (size_t)place[i % 4]] = (int16_t)lrintf(x[i] * inverse);
     }
     return largest / (float)levels;
+}
+
+/* 128 times the sum of digits, modulo 2^32; count is a multiple of 16. */
+static uint32_t sum_128(const int8_t *p, size_t count)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sums = _mm256_setzero_si256();
+    for (size_t i = 0; i < count; i += 16) {
+        const __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + i)));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(words, ones));
+    }
+    uint32_t lanes[8], sum = 0;
+    memcpy(lanes, &sums, sizeof lanes);
+    for (size_t l = 0; l < 8; l++) sum += lanes[l];
+    return 128 * sum;
+}
+
+float bon_i8_digits(const float *x, size_t k, size_t padded, int8_t *p, uint32_t *added,
+                    bool *rough)
+{
+    const float largest = bon_i8_largest(x, k), t = largest / BON_I8_MOST;
+    bon_i8_loss loss = {0.0, 0.0};
+    memset(p + k, 0, padded - k);
+    if (isfinite(largest))
+        bon_i8_weights(x, k, t, p, &loss);
+    else
+        memset(p, 0, k);
+    *added = sum_128(p, padded);
+    *rough = bon_i8_is_rough(&loss, k, BON_I8_X_LOSS);
+    return isfinite(largest) ? t : NAN;
+}
+
+float bon_i8_second_digits(const float *x, size_t k, size_t padded, float t, const int8_t *p,
+                           int8_t *d, uint32_t *added)
+{
+    const float scale = t / (2 * BON_I8_MOST);
+    bon_i8_loss loss = {0.0, 0.0};
+    float rest[512];
+    for (size_t i = 0; i < k; i += 512) {
+        const size_t count = k - i < 512 ? k - i : 512;
+        for (size_t j = 0; j < count; j++) rest[j] = x[i + j] - t * (float)p[i + j];
+        bon_i8_weights(rest, count, scale, d + i, &loss);
+    }
+    memset(d + k, 0, padded - k);
+    *added = sum_128(d, padded);
+    return scale;
 }

@@ -10,14 +10,17 @@
  *
  * int8 is the same with whole numbers: exact sums of 32 bits, in y as int32.
  *
+ * Where the processor multiplies short numbers by itself, x may be as short as the panels are
+ * (bon_kernels_dot_...): several products of a lane and their sum are one instruction.
+ *
  *   panels      panel p at panels + p*stride elements; 16-byte aligned or not
  *   x [rows, ldx >= k]
  *   y           whole panels are written, `apart` floats from each other: 16 where they
  *               are columns of one matrix (ldy >= 16*count), ldy = 16 where each panel
  *               of y is an array [rows][16] of its own
  *
- * The code stands in kernels_tile.h, once; kernels_avx2.c and kernels_avx512.c
- * only say what a vector is.
+ * The code stands in kernels_tile.h, once; kernels_*.c only say what a vector is, and what a
+ * link of a chain.
  */
 #ifndef BON_KERNELS_H
 #define BON_KERNELS_H
@@ -44,7 +47,21 @@ typedef struct {
 extern const bon_kernels bon_kernels_avx2;   /* needs AVX2 and FMA */
 extern const bon_kernels bon_kernels_avx512; /* needs AVX-512 F, BW, VL, DQ as well */
 
-bool bon_kernels_have_avx512(void); /* in kernels_avx2.c: runs anywhere */
+/* x is bfloat16 as well: the chains are over pairs of inputs, rounded as vdpbf16ps does. k is
+ * even, x at a multiple of 4, ldx even. */
+void bon_kernels_dot_bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
+                          const uint16_t *x, size_t rows, size_t ldx, float *y, size_t ldy,
+                          size_t apart, bool accumulate);
+/* x is int8 too, and in order: y = sum x * (panel + 128), modulo 2^32. k is a multiple of 4, x at
+ * one, and ldx is one. */
+void bon_kernels_dot_i8(const int8_t *panels, size_t count, size_t stride, size_t k,
+                        const int8_t *x, size_t rows, size_t ldx, int32_t *y, size_t ldy,
+                        size_t apart, bool accumulate);
+
+/* What this machine has; these run anywhere (they are in kernels_avx2.c). */
+bool bon_kernels_have_avx512(void);
+bool bon_kernels_have_dot_bf16(void);
+bool bon_kernels_have_dot_i8(void);
 
 static inline const bon_kernels *bon_kernels_here(void) /* the best of this machine */
 {

@@ -4,11 +4,12 @@
 #include <immintrin.h>
 #include <string.h>
 
+#define WIDEN
 typedef __m256 vec;
 #define LANES 8
-#define F32_ROWS_1 6
-#define F32_ROWS_2 3
-#define F32_ROWS_4 1
+#define WORDS_ROWS_1 6
+#define WORDS_ROWS_2 3
+#define WORDS_ROWS_4 1
 #define BF16_ROWS_1 6
 #define BF16_ROWS_2 2
 #define BF16_ROWS_4 1
@@ -18,8 +19,9 @@ typedef __m256 vec;
 #define BULK 1
 #define vec_zero _mm256_setzero_ps
 #define vec_load _mm256_loadu_ps
+#define vec_line vec_load
 #define vec_store _mm256_storeu_ps
-#define vec_set1 _mm256_set1_ps
+#define vec_word(p) _mm256_set1_ps(*(p))
 #define vec_fma _mm256_fmadd_ps
 
 static inline vec vec_even(vec pair)
@@ -30,12 +32,6 @@ static inline vec vec_odd(vec pair)
 {
     const __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     return _mm256_and_ps(pair, _mm256_castsi256_ps(high));
-}
-static inline vec vec_set_word(const void *word)
-{
-    int32_t bits;
-    memcpy(&bits, word, sizeof bits);
-    return _mm256_castsi256_ps(_mm256_set1_epi32(bits));
 }
 static inline vec vec_bytes_even(vec four)
 {
@@ -60,4 +56,14 @@ bool bon_kernels_have_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
            && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool bon_kernels_have_dot_bf16(void)
+{
+    return bon_kernels_have_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+bool bon_kernels_have_dot_i8(void)
+{
+    return bon_kernels_have_avx512() && __builtin_cpu_supports("avx512vnni");
 }

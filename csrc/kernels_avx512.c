@@ -7,11 +7,12 @@
 #include <immintrin.h>
 #include <string.h>
 
+#define WIDEN
 typedef __m512 vec;
 #define LANES 16
-#define F32_ROWS_1 6
-#define F32_ROWS_2 12
-#define F32_ROWS_4 4
+#define WORDS_ROWS_1 6
+#define WORDS_ROWS_2 12
+#define WORDS_ROWS_4 4
 #define BF16_ROWS_1 6
 #define BF16_ROWS_2 12
 #define BF16_ROWS_4 4
@@ -21,8 +22,9 @@ typedef __m512 vec;
 #define BULK 2
 #define vec_zero _mm512_setzero_ps
 #define vec_load _mm512_loadu_ps
+#define vec_line vec_load
 #define vec_store _mm512_storeu_ps
-#define vec_set1 _mm512_set1_ps
+#define vec_word(p) _mm512_set1_ps(*(p))
 #define vec_fma _mm512_fmadd_ps
 
 static inline vec vec_even(vec pair)
@@ -33,12 +35,6 @@ static inline vec vec_odd(vec pair)
 {
     const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pair), high));
-}
-static inline vec vec_set_word(const void *word)
-{
-    int32_t bits;
-    memcpy(&bits, word, sizeof bits);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
 }
 static inline vec vec_bytes_even(vec four)
 {

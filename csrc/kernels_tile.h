@@ -1,4 +1,4 @@
-/* kernels_tile.h - the tile kernels, for any width of vector; included once per table.
+/* kernels_tile.h - the tile kernels, for any width of vector; included once per file of them.
  *
  * A tile is R rows times W panels, held in registers while k runs: R + W loads
  * feed R*W multiply-adds. Few rows take more panels side by side, so that there
@@ -6,29 +6,36 @@
  * and enough streams from memory. R and W are constants after inlining; loops
  * over them disappear.
  *
- * Tiles of the same panels follow each other: the first brings the panels into
- * the cache, and all together ask for the panels that come next. Without that
- * memory would be idle while the later tiles compute. Where many tiles follow,
- * one slow tile costs less than all the asking, and the kernels do without.
+ * Tiles of the same panels follow each other, BLOCK lines of them at a time, which stay in
+ * the L2 cache: the first tile brings them there, and all together ask for the lines that come
+ * next. Without that memory would be idle while the later tiles compute. Where many tiles
+ * follow, one slow tile costs less than all the asking, and the kernels do without.
  *
  * The including file defines, before it:
  *
  *   vec            a vector of LANES float32, LANES = 8 or 16
- *   vec_zero, vec_load, vec_store, vec_set1, vec_fma(a, b, c) = a*b + c
+ *   vec_zero, vec_load, vec_store
+ *   vec_line(p)            LANES words of a panel, as vec_fma reads them
+ *   vec_word(p)            the four bytes at p in every lane
+ *   vec_fma(a, b, c)       a*b + c, of each lane's word: of float32, or what the file is for
+ *   WORDS_ROWS_1, _2, _4   highest tile that the registers hold, for 1, 2, 4 panels side by
+ *                          side; at most 12
+ *   BULK                   panels side by side when there are many rows
+ *
+ * and, where panels of shorter numbers are to be widened in registers, WIDEN and
+ *
  *   vec_even, vec_odd      of LANES pairs of bfloat16, the first and the second, widened
- *   vec_set_word(p)        the four bytes at p in every lane
  *   vec_bytes_even, _odd   of the four int8 of a lane, the first and third, or the second
  *                          and fourth, as two int16
  *   vec_dot(a, b, c)       c + the sum of a lane's two products, in int32
- *   F32_ROWS_1, _2, _4     highest tile of float32 panels that the registers hold,
- *   BF16_..., I8_...       for 1, 2, 4 panels side by side; at most 12
- *   BULK           panels side by side when there are many rows
+ *   BF16_ROWS_..., I8_ROWS_...
  */
 #define VECS (16 / LANES) /* vectors per panel */
 #define MAX_ROWS 12
 #define MAX_VECS (4 * VECS)
 #define FEW_TILES 8 /* more of them do not ask for the panels that come next */
-#define LINE 64 /* bytes of a panel per step: one input of float32, two of bfloat16, 4 of int8 */
+#define BLOCK 512 /* lines */
+#define LINE 64 /* bytes: one word of each lane, an input of float32, 2 of bfloat16, 4 of int8 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
 #define UNCHECKED __attribute__((no_sanitize("undefined")))
@@ -42,15 +49,16 @@
 typedef struct {
     const char *panels;
     size_t stride; /* bytes from panel to panel */
-    size_t k;
-    const float *x; /* of int8: words of two int16, seen as bytes only */
+    size_t k;      /* inputs; words where no panel is widened */
+    const float *x; /* words, of whatever numbers: seen by vec_word only */
     size_t ldx;
-    float *y; /* of int8: int32, seen by loads and stores of vectors only */
+    float *y; /* float32 or int32, seen by loads and stores of vectors only */
     size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
-    size_t turns, turn; /* of a tile's loop, and the bytes of a panel in each */
-    const char *ahead;  /* panels to prefetch: `asks` lines per turn, */
-    size_t asks, hurry; /* and then `hurry` bytes on */
+    size_t inputs, words; /* in a line: numbers of a panel, words of a row of x */
+    size_t lines;         /* of a panel in a turn of a tile's loop */
+    const char *ahead;    /* panels to prefetch: `asks` lines per turn, */
+    size_t asks, hurry;   /* and then `hurry` bytes on */
 } task;
 
 /* -- one tile -------------------------------------------------------------- */
@@ -115,7 +123,7 @@ INLINE void prefetch(size_t W, const task *t, cursor *c)
 INLINE vec load_line(const task *t, const cursor *c, size_t line, size_t v)
 {
     const char *panel = c->line + v / VECS * t->stride + line * LINE;
-    return vec_load((const float *)panel + v % VECS * LANES);
+    return vec_line((const float *)panel + v % VECS * LANES);
 }
 
 INLINE const float *word_of(const task *t, const cursor *c, size_t r, size_t word)
@@ -124,24 +132,24 @@ INLINE const float *word_of(const task *t, const cursor *c, size_t r, size_t wor
 }
 
 /* One link of all chains: acc[r][v] += x[r] * b[v]. */
-INLINE void link(size_t R, size_t W, const task *t, const cursor *c, size_t word, const vec *b,
+INLINE void add_link(size_t R, size_t W, const task *t, const cursor *c, size_t word, const vec *b,
                  vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
-        const vec a = vec_set1(*word_of(t, c, r, word));
+        const vec a = vec_word(word_of(t, c, r, word));
         UNROLL for (size_t v = 0; v < W * VECS; v++) acc[r][v] = vec_fma(a, b[v], acc[r][v]);
     }
 }
 
-INLINE void line_f32(size_t R, size_t W, const task *t, const cursor *c, size_t line,
-                     vec acc[][MAX_VECS])
+INLINE void line_words(size_t R, size_t W, const task *t, const cursor *c, size_t line,
+                       vec acc[][MAX_VECS])
 {
     vec b[MAX_VECS];
     UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = load_line(t, c, line, v);
-    link(R, W, t, c, line, b, acc);
+    add_link(R, W, t, c, line, b, acc);
 }
 
-INLINE void tile_f32(size_t R, size_t W, bool ask, const task *t)
+INLINE void tile_words(size_t R, size_t W, bool ask, const task *t)
 {
     vec acc[MAX_ROWS][MAX_VECS];
     cursor c = start(R, t);
@@ -149,15 +157,17 @@ INLINE void tile_f32(size_t R, size_t W, bool ask, const task *t)
     size_t i = 0;
     for (; i + 4 <= t->k; i += 4) {
         if (ask) prefetch(W, t, &c);
-        UNROLL for (size_t line = 0; line < 4; line++) line_f32(R, W, t, &c, line, acc);
+        UNROLL for (size_t line = 0; line < 4; line++) line_words(R, W, t, &c, line, acc);
         go_on(R, &c, 4, 4);
     }
     for (; i < t->k; i++) {
-        line_f32(R, W, t, &c, 0, acc);
+        line_words(R, W, t, &c, 0, acc);
         go_on(R, &c, 1, 1);
     }
     end(R, W, t, acc);
 }
+
+#ifdef WIDEN
 
 /* Two inputs, or only the first. */
 INLINE void line_bf16(size_t R, size_t W, const task *t, const cursor *c, size_t line,
@@ -166,10 +176,10 @@ INLINE void line_bf16(size_t R, size_t W, const task *t, const cursor *c, size_t
     vec b[MAX_VECS], pair[MAX_VECS];
     UNROLL for (size_t v = 0; v < W * VECS; v++) pair[v] = load_line(t, c, line, v);
     UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_even(pair[v]);
-    link(R, W, t, c, 2 * line, b, acc);
+    add_link(R, W, t, c, 2 * line, b, acc);
     if (!both) return;
     UNROLL for (size_t v = 0; v < W * VECS; v++) b[v] = vec_odd(pair[v]);
-    link(R, W, t, c, 2 * line + 1, b, acc);
+    add_link(R, W, t, c, 2 * line + 1, b, acc);
 }
 
 INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
@@ -196,7 +206,7 @@ INLINE void link_i8(size_t R, size_t W, const task *t, const cursor *c, size_t w
                     const vec *b, vec acc[][MAX_VECS])
 {
     UNROLL for (size_t r = 0; r < R; r++) {
-        const vec a = vec_set_word(word_of(t, c, r, word));
+        const vec a = vec_word(word_of(t, c, r, word));
         UNROLL for (size_t v = 0; v < W * VECS; v++) {
             acc[r][v] = vec_dot(a, b[v], acc[r][v]);
             /* Else the compiler adds the products of both links first, as whole numbers
@@ -231,6 +241,8 @@ INLINE void tile_i8(size_t R, size_t W, bool ask, const task *t)
     if (i < t->k) line_i8(R, W, t, &c, 0, acc);
     end(R, W, t, acc);
 }
+
+#endif
 
 /* -- all tiles of some panels ------------------------------------------------ */
 
@@ -269,30 +281,34 @@ typedef struct {
 #define SHAPE(KIND, LIMIT, W)                                                             \
     {W, LIMIT, few_##KIND##_##W, W <= BULK ? many_##KIND##_##W : few_##KIND##_##W}
 
-DEFINE_SHAPE(f32, F32_ROWS_4, 4)
-DEFINE_SHAPE(f32, F32_ROWS_2, 2)
-DEFINE_SHAPE(f32, F32_ROWS_1, 1)
+#define SHAPES 3
+
+DEFINE_SHAPE(words, WORDS_ROWS_4, 4)
+DEFINE_SHAPE(words, WORDS_ROWS_2, 2)
+DEFINE_SHAPE(words, WORDS_ROWS_1, 1)
+static const shape words_shapes[SHAPES] = {
+    SHAPE(words, WORDS_ROWS_4, 4), SHAPE(words, WORDS_ROWS_2, 2), SHAPE(words, WORDS_ROWS_1, 1)};
+
+#ifdef WIDEN
 DEFINE_SHAPE(bf16, BF16_ROWS_4, 4)
 DEFINE_SHAPE(bf16, BF16_ROWS_2, 2)
 DEFINE_SHAPE(bf16, BF16_ROWS_1, 1)
 DEFINE_SHAPE(i8, I8_ROWS_4, 4)
 DEFINE_SHAPE(i8, I8_ROWS_2, 2)
 DEFINE_SHAPE(i8, I8_ROWS_1, 1)
-
-#define SHAPES 3
-static const shape f32_shapes[SHAPES] = {
-    SHAPE(f32, F32_ROWS_4, 4), SHAPE(f32, F32_ROWS_2, 2), SHAPE(f32, F32_ROWS_1, 1)};
 static const shape bf16_shapes[SHAPES] = {
     SHAPE(bf16, BF16_ROWS_4, 4), SHAPE(bf16, BF16_ROWS_2, 2), SHAPE(bf16, BF16_ROWS_1, 1)};
 static const shape i8_shapes[SHAPES] = {
     SHAPE(i8, I8_ROWS_4, 4), SHAPE(i8, I8_ROWS_2, 2), SHAPE(i8, I8_ROWS_1, 1)};
+#endif
 
-/* All rows for `wide` panels, in tiles of nearly equal height. */
-static void column(task t, const shape *s, size_t rows, bool last)
+/* All rows for a block of `wide` panels, in tiles of nearly equal height; `next` are the lines
+ * that follow, or NULL. */
+static void block(task t, const shape *s, size_t rows, const char *next)
 {
     const size_t tiles = (rows + s->rows - 1) / s->rows;
-    t.ahead = t.panels + s->wide * t.stride;
-    t.hurry = last ? 0 : t.turn / tiles;
+    t.ahead = next;
+    t.hurry = next ? t.lines * LINE / tiles : 0;
     t.asks = (t.hurry + LINE - 1) / LINE;
     void (*const tile)(const task *, size_t) = tiles > FEW_TILES ? s->many : s->few;
     for (size_t left = tiles; left > 0; left--) {
@@ -300,8 +316,21 @@ static void column(task t, const shape *s, size_t rows, bool last)
         tile(&t, height);
         t.x += height * t.ldx;
         t.y += height * t.ldy;
-        t.ahead += t.turns * t.hurry;
+        if (next) t.ahead += t.k / (t.inputs * t.lines) * t.hurry;
         rows -= height;
+    }
+}
+
+/* All of `wide` panels. */
+static void column(task t, const shape *s, size_t rows, bool last)
+{
+    const char *const next = last ? NULL : t.panels + s->wide * t.stride;
+    for (size_t left = t.k; left > 0; left -= t.k) {
+        t.k = left < BLOCK * t.inputs ? left : BLOCK * t.inputs;
+        block(t, s, rows, left > t.k ? t.panels + BLOCK * LINE : next);
+        t.panels += BLOCK * LINE;
+        t.x += BLOCK * t.words;
+        t.accumulate = true;
     }
 }
 
@@ -317,13 +346,22 @@ static void product(task t, const shape *shapes, size_t count, size_t rows)
     }
 }
 
+/* All sizes in words. */
+static void words(const void *panels, size_t count, size_t stride, size_t k, const void *x,
+                  size_t rows, size_t ldx, void *y, size_t ldy, size_t apart, bool accumulate)
+{
+    const task t = {.panels = panels, .stride = stride * sizeof(float),
+                    .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
+                    .accumulate = accumulate, .inputs = 1, .words = 1, .lines = 4};
+    product(t, words_shapes, count, rows);
+}
+
+#ifdef WIDEN
+
 static void f32(const float *panels, size_t count, size_t stride, size_t k, const float *x,
                 size_t rows, size_t ldx, float *y, size_t ldy, size_t apart, bool accumulate)
 {
-    const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
-                    .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .turns = k / 4, .turn = 4 * LINE};
-    product(t, f32_shapes, count, rows);
+    words(panels, count, stride, k, x, rows, ldx, y, ldy, apart, accumulate);
 }
 
 static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
@@ -332,7 +370,7 @@ static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .turns = k / 4, .turn = 2 * LINE};
+                    .accumulate = accumulate, .inputs = 2, .words = 2, .lines = 2};
     product(t, bf16_shapes, count, rows);
 }
 
@@ -342,6 +380,8 @@ static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, cons
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = (const float *)(const void *)x, .ldx = ldx / 2,
                     .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .turns = k / 8, .turn = 2 * LINE};
+                    .accumulate = accumulate, .inputs = 4, .words = 2, .lines = 2};
     product(t, i8_shapes, count, rows);
 }
+
+#endif

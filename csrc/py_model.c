@@ -444,14 +444,14 @@ static PyObject *Model_set_route(ModelObject *self, PyObject *args)
     const bon_status status = bon_matrix_set_route(matrix, phase, route);
     bon_model_end_change((PyObject *)self);
     if (status != BON_OK)
-        return PyErr_Format(PyExc_ValueError, "route %s cannot serve this precision here",
+        return PyErr_Format(PyExc_ValueError, "route %s cannot serve this matrix here",
                             route_name);
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(Model_measure_doc,
 "measure($self, index, route, rows, repeats, /)\n--\n\n"
-"Seconds of one product by a route: the best of `repeats`.");
+"Seconds of one product by a route: the best of `repeats`; infinite where it cannot serve it.");
 
 static PyObject *Model_measure(ModelObject *self, PyObject *args)
 {
@@ -474,7 +474,9 @@ static PyObject *Model_measure(ModelObject *self, PyObject *args)
     status = bon_matrix_measure(matrix, route, (size_t)rows, repeats, threads, &seconds);
     Py_END_ALLOW_THREADS
     bon_model_end_use((PyObject *)self);
-    return status == BON_OK ? PyFloat_FromDouble(seconds) : raise_engine_status(status);
+    if (status == BON_ERR_BACKEND) seconds = Py_HUGE_VAL;
+    else if (status != BON_OK) return raise_engine_status(status);
+    return PyFloat_FromDouble(seconds);
 }
 
 /* -- logits, logp and scores ----------------------------------------------- */

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import cached_checkpoint
 
@@ -40,16 +41,17 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def by_onednn(monkeypatch, tmp_path):
-    """A function: dtype -> models loaded from now on use oneDNN for every product, or a skip."""
+def by_route(monkeypatch, tmp_path):
+    """A function: route, dtype -> models loaded from now on use it where they can, or a skip."""
     from bonaware import config, routes
 
-    def use(dtype):
-        if "onednn" not in config.engine().config()["routes"][dtype]:
-            pytest.skip(f"oneDNN cannot keep the same-bits rule in {dtype} on this machine")
+    def use(route, dtype):
+        if route not in config.engine().config()["routes"][dtype]:
+            pytest.skip(f"this machine has no route {route} for {dtype}")
         monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
         monkeypatch.setattr(routes, "SMALL", 0)
-        monkeypatch.setattr(routes, "_fastest", lambda *_: "onednn")
+        monkeypatch.setattr(routes, "_fastest", lambda model, index, *_: route if np.isfinite(
+            model.measure(index, route, 1, 1)) else "tile")
 
     return use
 

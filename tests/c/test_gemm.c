@@ -317,6 +317,9 @@ static void check_kernels(const bon_kernels *kernels)
                 check_kernel(kernels, (bon_dtype)dtype, count, 19 + rows % 2, rows, false,
                              rows % 2);
             }
+    for (int dtype = 0; dtype < 2; dtype++) /* inputs in several blocks */
+        for (size_t rows = 1; rows <= 40; rows += 13)
+            check_kernel(kernels, (bon_dtype)dtype, 5, 2100 + rows % 2, rows, rows % 2, false);
 }
 
 static void test_kernels_of_every_instruction_set_are_one_chain(void)
@@ -341,6 +344,72 @@ static void test_panel_multiply_goes_on_from_y(void)
     free(x);
     free(at_once);
     free(in_two);
+}
+
+/* -- the dot route --------------------------------------------------------------- */
+
+/* Rounded activations times weights, in doubles, to 1e-5 of what is summed up. */
+static void check_near(const float *got, const float *x, const float *w, size_t n, size_t k,
+                       size_t rows, size_t ldy, bon_dtype dtype)
+{
+    for (size_t r = 0; r < rows; r++) {
+        CHECK(got[r * ldy + n] == CANARY && got[r * ldy + n + 1] == CANARY);
+        for (size_t j = 0; j < n; j++) {
+            double sum = 0.0, size = 0.0;
+            for (size_t i = 0; i < k; i++) {
+                const double term = (double)stored(x[r * k + i], dtype)
+                                    * (double)stored(w[j * k + i], dtype);
+                sum += term;
+                size += fabs(term);
+            }
+            CHECK(fabs((double)got[r * ldy + j] - sum) <= 1e-5 * size);
+        }
+    }
+}
+
+/* The right numbers, and bits that depend neither on the number of rows nor on the threads. */
+static void check_dot(size_t n, size_t k, size_t most)
+{
+    const size_t ldy = n + 2;
+    float *w = noise_array(n * k), *x = noise_array(most * k), *want = canaries(most * ldy);
+    bon_matrix *m = packed(w, n, k, BON_BF16);
+    CHECK(bon_matrix_set_route(m, BON_DECODE, BON_ROUTE_DOT) == BON_OK);
+    CHECK(bon_matrix_multiply(m, BON_DECODE, x, most, k, want, ldy, 1) == BON_OK);
+    check_near(want, x, w, n, k, most, ldy, BON_BF16);
+    for (size_t rows = 1; rows <= most; rows += 1 + rows / 20)
+        for (int threads = 1; threads <= 3; threads++) {
+            float *y = canaries(rows * ldy);
+            const float *from = x + (most - rows) * k; /* the last rows */
+            CHECK(bon_matrix_multiply(m, BON_DECODE, from, rows, k, y, ldy, threads) == BON_OK);
+            CHECK(same(y, want + (most - rows) * ldy, rows * ldy));
+            free(y);
+        }
+    bon_matrix_destroy(m);
+    free(w);
+    free(x);
+    free(want);
+}
+
+static void test_dot_route_rounds_activations_and_sums_the_same_in_any_batch(void)
+{
+    if (!bon_kernels_have_dot_bf16()) return;
+    for (size_t n = 1; n <= 70; n += 3)
+        for (size_t k = 1; k <= 40; k += 3) check_dot(n, k, 20);
+    check_dot(150, 2100, 30);
+    check_dot(77, 4301, 210);
+}
+
+static void test_dot_route_is_for_short_numbers_where_the_processor_multiplies_them(void)
+{
+    CHECK(bon_route_available(BON_ROUTE_DOT, BON_BF16) == bon_kernels_have_dot_bf16());
+    CHECK(bon_route_available(BON_ROUTE_DOT, BON_I8) == bon_kernels_have_dot_i8());
+    CHECK(!bon_route_available(BON_ROUTE_DOT, BON_F32));
+    CHECK(!bon_route_available(BON_ROUTE_DOT, BON_F16));
+    bon_matrix *m;
+    CHECK(bon_matrix_create(4, 4, BON_F32, &m) == BON_OK);
+    CHECK(bon_matrix_set_route(m, BON_DECODE, BON_ROUTE_DOT) == BON_ERR_BACKEND);
+    CHECK(bon_matrix_route(m, BON_DECODE) == BON_ROUTE_TILE);
+    bon_matrix_destroy(m);
 }
 
 /* -- oneDNN ---------------------------------------------------------------------- */
@@ -372,19 +441,7 @@ static void check_onednn(const char *family, size_t n, size_t k, bon_dtype dtype
     bon_onednn *product;
     CHECK(bon_onednn_create(data, panels, padded, dtype, block, family, &product) == BON_OK);
     CHECK(bon_onednn_multiply(product, x, most, k, k, want, n, ldy, 1) == BON_OK);
-    for (size_t r = 0; r < most; r++) {
-        CHECK(want[r * ldy + n] == CANARY && want[r * ldy + n + 1] == CANARY);
-        for (size_t j = 0; j < n; j++) {
-            double sum = 0.0, size = 0.0;
-            for (size_t i = 0; i < k; i++) {
-                const double term = (double)stored(x[r * k + i], dtype)
-                                    * (double)stored(w[j * k + i], dtype);
-                sum += term;
-                size += fabs(term);
-            }
-            CHECK(fabs((double)want[r * ldy + j] - sum) <= 1e-5 * size);
-        }
-    }
+    check_near(want, x, w, n, k, most, ldy, dtype);
     for (size_t rows = 1; rows <= most; rows += 1 + rows / 20)
         for (int threads = 1; threads <= 2; threads++) {
             CHECK(bon_onednn_multiply(product, x, rows, k, k, y, n, ldy, threads) == BON_OK);
@@ -403,12 +460,35 @@ static void check_onednn(const char *family, size_t n, size_t k, bon_dtype dtype
 
 static void test_onednn_rows_do_not_depend_on_each_other(void)
 {
-    check_onednn("ref", 150, 23, BON_F32, BON_DECODE_ROWS);
+    if (!bon_route_available(BON_ROUTE_ONEDNN, BON_F32)) /* oneDNN has nothing better */
+        check_onednn("ref", 150, 23, BON_F32, BON_DECODE_ROWS);
     for (int dtype = 0; dtype < 2; dtype++) {
         if (!bon_route_available(BON_ROUTE_ONEDNN, (bon_dtype)dtype)) continue;
         check_onednn("brg", 150, 90, (bon_dtype)dtype, BON_DECODE_ROWS);
         check_onednn("brg", 300, 1111, (bon_dtype)dtype, BON_DECODE_ROWS);
         check_onednn("brg", 300, 1111, (bon_dtype)dtype, BON_PREFILL_ROWS);
+    }
+}
+
+/* Where bfloat16 is accepted it is right, whatever the number of inputs. */
+static void test_onednn_refuses_inputs_that_it_would_look_for_in_the_wrong_place(void)
+{
+    const size_t n = 70;
+    for (size_t k = 8; k <= 200; k += 8) {
+        float *w = noise_array(n * k), *x = noise_array(20 * k), *y = canaries(20 * (n + 2));
+        bon_matrix *m = packed(w, n, k, BON_BF16);
+        const bon_status status = bon_matrix_set_route(m, BON_DECODE, BON_ROUTE_ONEDNN);
+        if ((k + 15) / 16 % 2 != 0 || !bon_route_available(BON_ROUTE_ONEDNN, BON_BF16)) {
+            CHECK(status == BON_ERR_BACKEND);
+        } else {
+            CHECK(status == BON_OK);
+            CHECK(bon_matrix_multiply(m, BON_DECODE, x, 20, k, y, n + 2, 2) == BON_OK);
+            check_near(y, x, w, n, k, 20, n + 2, BON_BF16);
+        }
+        bon_matrix_destroy(m);
+        free(w);
+        free(x);
+        free(y);
     }
 }
 
@@ -475,6 +555,7 @@ static void test_measure_gives_seconds_and_keeps_the_route(void)
 static void test_names(void)
 {
     CHECK(strcmp(bon_route_name(BON_ROUTE_TILE), "tile") == 0);
+    CHECK(strcmp(bon_route_name(BON_ROUTE_DOT), "dot") == 0);
     CHECK(strcmp(bon_route_name(BON_ROUTE_ONEDNN), "onednn") == 0);
     CHECK(strcmp(bon_gemm_isa(), bon_kernels_have_avx512() ? "avx512" : "avx2") == 0);
     CHECK(strncmp(bon_onednn_version(), "3.", 2) == 0);
@@ -498,7 +579,10 @@ int main(void)
     test_blocked_products_are_one_chain_per_output();
     test_kernels_of_every_instruction_set_are_one_chain();
     test_panel_multiply_goes_on_from_y();
+    test_dot_route_rounds_activations_and_sums_the_same_in_any_batch();
+    test_dot_route_is_for_short_numbers_where_the_processor_multiplies_them();
     test_onednn_rows_do_not_depend_on_each_other();
+    test_onednn_refuses_inputs_that_it_would_look_for_in_the_wrong_place();
     test_onednn_refuses_what_no_implementation_serves();
     test_tile_route_serves_both_dtypes_and_is_the_default();
     test_set_route_is_for_one_phase_and_keeps_the_old_one_on_error();

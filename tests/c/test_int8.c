@@ -88,11 +88,60 @@ static void test_activations_of_zero_and_of_what_is_not_finite(void)
     CHECK(isnan(bon_i8_activations(x, 9, 16, 2047, p)));
 }
 
+static void test_digits_are_rounded_and_summed(void)
+{
+    for (size_t k = 1; k <= 40; k++) {
+        const size_t padded = (k + 15) / 16 * 16;
+        float x[40], largest = 0.0f;
+        int8_t p[48], d[48];
+        for (size_t i = 0; i < k; i++) x[i] = noise() * (i % 9 == 3 ? 100.0f : 1.0f);
+        for (size_t i = 0; i < k; i++) largest = fmaxf(largest, fabsf(x[i]));
+        memset(p, 0x55, sizeof p);
+        memset(d, 0x55, sizeof d);
+        uint32_t added, fine_added, sum = 0, fine_sum = 0;
+        bool rough;
+        const float t = bon_i8_digits(x, k, padded, p, &added, &rough);
+        CHECK(t == largest / 127.0f);
+        const float fine = bon_i8_second_digits(x, k, padded, t, p, d, &fine_added);
+        CHECK(fine == t / 254.0f);
+        double lost = 0.0, size = 0.0;
+        for (size_t i = 0; i < padded; i++) {
+            CHECK(p[i] == (i < k ? lrintf(x[i] * (1.0f / t)) : 0));
+            const float rest = i < k ? x[i] - t * (float)p[i] : 0.0f;
+            CHECK(d[i] == lrintf(fminf(fmaxf(rest * (1.0f / fine), -127), 127)));
+            lost += rest * rest;
+            size += i < k ? fabsf(x[i]) : 0.0f;
+            sum += (uint32_t)(128 * p[i]);
+            fine_sum += (uint32_t)(128 * d[i]);
+        }
+        CHECK(rough == (sqrt(lost / (double)k) > 0.05 * size / (double)k));
+        CHECK(added == sum && fine_added == fine_sum);
+        CHECK(p[47] == (padded < 48 ? 0x55 : p[47]) && d[47] == (padded < 48 ? 0x55 : d[47]));
+    }
+}
+
+static void test_digits_of_zero_and_of_what_is_not_finite(void)
+{
+    float x[9] = {0};
+    int8_t p[16];
+    uint32_t added;
+    bool rough;
+    CHECK(bon_i8_digits(x, 9, 16, p, &added, &rough) == 0.0f && p[0] == 0 && !rough && !added);
+    x[3] = 0x1p-149f; /* 127 / x is infinite */
+    CHECK(isfinite(bon_i8_digits(x, 9, 16, p, &added, &rough)) && p[3] == 0);
+    x[8] = NAN;
+    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, &rough)) && !rough);
+    x[8] = -INFINITY;
+    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, &rough)) && !rough);
+}
+
 /* -- kernels ----------------------------------------------------------------- */
 
+/* kernels: those of the route tile, or NULL for dot. */
 static void check_kernel(const bon_kernels *kernels, size_t count, size_t k, size_t rows,
                          bool accumulate, bool extreme)
 {
+    const int most = kernels ? 2047 : 127, add = kernels ? 0 : 128;
     const size_t n = count * BON_PANEL, stride = k * BON_PANEL + 32;
     int8_t *panels = calloc(count, stride), *w = malloc(n * k);
     int16_t *x = malloc(rows * k * sizeof *x), *mixed = malloc(rows * k * sizeof *mixed);
@@ -100,20 +149,28 @@ static void check_kernel(const bon_kernels *kernels, size_t count, size_t k, siz
     CHECK(panels && w && x && mixed && y && start);
     for (size_t i = 0; i < n * k; i++) w[i] = (int8_t)(extreme ? 127 : (int)(bits() % 255) - 127);
     for (size_t i = 0; i < rows * k; i++)
-        x[i] = (int16_t)(extreme ? -2047 : (int)(bits() % 4095) - 2047);
-    for (size_t i = 0; i < rows * k; i++) mixed[i / k * k + exchanged(i % k)] = x[i];
+        x[i] = (int16_t)(extreme ? -most : (int)(bits() % (unsigned)(2 * most + 1)) - most);
+    for (size_t i = 0; i < rows * k; i++)
+        if (kernels)
+            mixed[i / k * k + exchanged(i % k)] = x[i];
+        else
+            ((int8_t *)mixed)[i] = (int8_t)x[i];
     for (size_t j = 0; j < n; j++)
         for (size_t i = 0; i < k; i++)
             panels[j / BON_PANEL * stride + (i / 4 * BON_PANEL + j % BON_PANEL) * 4 + i % 4] =
                 w[j * k + i];
     for (size_t i = 0; i < rows * n; i++) y[i] = start[i] = (int32_t)bits();
     y[rows * n] = 12345;
-    kernels->i8(panels, count, stride, k, mixed, rows, k, y, n, BON_PANEL, accumulate);
+    if (kernels)
+        kernels->i8(panels, count, stride, k, mixed, rows, k, y, n, BON_PANEL, accumulate);
+    else
+        bon_kernels_dot_i8(panels, count, stride, k, (int8_t *)mixed, rows, k, y, n, BON_PANEL,
+                           accumulate);
     for (size_t r = 0; r < rows; r++)
         for (size_t j = 0; j < n; j++) {
             int64_t sum = accumulate ? start[r * n + j] : 0;
-            for (size_t i = 0; i < k; i++) sum += (int64_t)x[r * k + i] * w[j * k + i];
-            CHECK(y[r * n + j] == sum);
+            for (size_t i = 0; i < k; i++) sum += (int64_t)x[r * k + i] * (w[j * k + i] + add);
+            CHECK((uint32_t)y[r * n + j] == (uint32_t)sum);
         }
     CHECK(y[rows * n] == 12345);
     free(panels);
@@ -132,20 +189,22 @@ static void check_kernels(const bon_kernels *kernels)
             const size_t rows = i < 27 ? i + 1 : many[i - 27];
             check_kernel(kernels, count, 4 + 4 * (rows % 6), rows, rows % 2, count % 2);
         }
-    check_kernel(kernels, 2, 8192, 7, false, true); /* 2047 * 127 * 8192 is 0.99 * 2^31 */
+    check_kernel(kernels, 3, 4500, 30, true, false); /* several blocks of inputs */
+    check_kernel(kernels, 2, 8192, 7, false, true);  /* 2047 * 127 * 8192 is 0.99 * 2^31 */
 }
 
 static void test_kernels_of_every_instruction_set_sum_exactly(void)
 {
     check_kernels(&bon_kernels_avx2);
     if (bon_kernels_have_avx512()) check_kernels(&bon_kernels_avx512);
+    if (bon_kernels_have_dot_i8()) check_kernels(NULL);
 }
 
 /* -- products ---------------------------------------------------------------- */
 
-/* A row as whole numbers of a scale, and as a second digit what is left; in doubles, but for
- * the scale and the quotient, whose float is what is rounded. */
-static void digits(const float *w, size_t k, float *scale, int *first, int *second)
+/* A row as whole numbers of a scale, and where more than `most` is lost what is left as a second
+ * digit; in doubles, but for the scale and the quotient, whose float is what is rounded. */
+static void digits(const float *w, size_t k, double most, float *scale, int *first, int *second)
 {
     float largest = 0.0f;
     double lost = 0.0, size = 0.0;
@@ -158,43 +217,55 @@ static void digits(const float *w, size_t k, float *scale, int *first, int *seco
         size += fabs((double)w[i]);
     }
     const float fine = *scale / 254.0f;
-    const bool needed = sqrt(lost / (double)k) > 0.02 * size / (double)k;
+    const bool needed = sqrt(lost / (double)k) > most * size / (double)k;
     for (size_t i = 0; i < k; i++) {
         const float rest = w[i] - *scale * (float)first[i];
         second[i] = needed ? (int)lrintf(fminf(fmaxf(rest * (1.0f / fine), -127), 127)) : 0;
     }
 }
 
+/* Adds t * s * sum(p * q) to y; a sum of no digits is not counted. */
+static void add_product(const int *p, const int *q, size_t k, float t, float s, float *y)
+{
+    int64_t sum = 0;
+    for (size_t i = 0; i < k; i++) sum += (int64_t)p[i] * q[i];
+    if (sum != 0) *y += t * s * (float)sum;
+}
+
 /* y as int8.h says it is. */
 static void expected(const float *w, const float *x, size_t n, size_t k, size_t rows, size_t ldx,
-                     float *y, size_t ldy)
+                     bon_route route, float *y, size_t ldy)
 {
     int *first = malloc(n * k * sizeof *first), *second = malloc(n * k * sizeof *second);
-    int *p = malloc(k * sizeof *p);
-    float *scale = malloc(n * sizeof *scale);
-    CHECK(first && second && p && scale);
+    int *p = malloc(k * sizeof *p), *d = calloc(k, sizeof *d);
+    float *scale = malloc(n * sizeof *scale), t;
+    CHECK(first && second && p && d && scale);
     const int levels = bon_i8_levels((k + 15) / 16 * 16);
     for (size_t j = 0; j < n; j++)
-        digits(w + j * k, k, scale + j, first + j * k, second + j * k);
+        digits(w + j * k, k, 0.02, scale + j, first + j * k, second + j * k);
     for (size_t r = 0; r < rows; r++) {
-        float largest = 0.0f;
-        for (size_t i = 0; i < k; i++) largest = fmaxf(largest, fabsf(x[r * ldx + i]));
-        const float t = largest / (float)levels;
-        for (size_t i = 0; i < k; i++)
-            p[i] = (int)lrintf(x[r * ldx + i] * ((float)levels / largest));
+        if (route == BON_ROUTE_DOT) {
+            digits(x + r * ldx, k, 0.05, &t, p, d);
+        } else {
+            float largest = 0.0f;
+            for (size_t i = 0; i < k; i++) largest = fmaxf(largest, fabsf(x[r * ldx + i]));
+            t = largest / (float)levels;
+            for (size_t i = 0; i < k; i++)
+                p[i] = (int)lrintf(x[r * ldx + i] * ((float)levels / largest));
+        }
         for (size_t j = 0; j < n; j++) {
-            int64_t sum = 0, rest = 0;
-            for (size_t i = 0; i < k; i++) {
-                sum += (int64_t)p[i] * first[j * k + i];
-                rest += (int64_t)p[i] * second[j * k + i];
-            }
-            y[r * ldy + j] = t * scale[j] * (float)sum;
-            if (rest != 0) y[r * ldy + j] += t * (scale[j] / 254.0f) * (float)rest;
+            float *to = y + r * ldy + j;
+            *to = 0.0f;
+            add_product(p, first + j * k, k, t, scale[j], to);
+            add_product(d, first + j * k, k, t / 254.0f, scale[j], to);
+            add_product(p, second + j * k, k, t, scale[j] / 254.0f, to);
+            add_product(d, second + j * k, k, t / 254.0f, scale[j] / 254.0f, to);
         }
     }
     free(first);
     free(second);
     free(p);
+    free(d);
     free(scale);
 }
 
@@ -208,18 +279,21 @@ static float *weights(size_t n, size_t k)
     return w;
 }
 
-/* Every number of rows, on several threads, against max_rows at once in integers. */
-static void check_products(size_t n, size_t k, size_t max_rows, int threads)
+/* Every number of rows, on several threads, against max_rows at once in integers; every fifth
+ * row of x has one number that is 60 times as large as the others. */
+static void check_products(size_t n, size_t k, size_t max_rows, bon_route route, int threads)
 {
     const size_t ldx = k + 3, ldy = n + 2;
     float *w = weights(n, k), *x = malloc(max_rows * ldx * sizeof *x);
     float *want = malloc(max_rows * ldy * sizeof *want), *y = malloc(max_rows * ldy * sizeof *y);
     CHECK(x && want && y);
     for (size_t i = 0; i < max_rows * ldx; i++) x[i] = noise();
-    expected(w, x, n, k, max_rows, ldx, want, ldy);
+    for (size_t r = 2; r < max_rows; r += 5) x[r * ldx + r % k] = 60.0f;
+    expected(w, x, n, k, max_rows, ldx, route, want, ldy);
     bon_matrix *m;
     CHECK(bon_matrix_create(n, k, BON_I8, &m) == BON_OK);
     CHECK(bon_matrix_fill(m, 0, w, BON_F32, n, threads) == BON_OK);
+    CHECK(bon_matrix_set_route(m, BON_DECODE, route) == BON_OK);
     for (size_t rows = 0; rows <= max_rows; rows += 1 + rows / 25) {
         for (size_t i = 0; i < max_rows * ldy; i++) y[i] = 99.0f;
         CHECK(bon_matrix_multiply(m, BON_DECODE, x, rows, ldx, y, ldy, threads) == BON_OK);
@@ -236,11 +310,14 @@ static void check_products(size_t n, size_t k, size_t max_rows, int threads)
 
 static void test_products_are_those_of_whole_numbers(void)
 {
-    for (size_t n = 1; n <= 40; n += 3)
-        for (size_t k = 1; k <= 40; k += 2) check_products(n, k, 9, 1);
-    for (int threads = 1; threads <= 3; threads++) {
-        check_products(150, 2100, 14, threads);
-        check_products(77, 4301, 210, threads);
+    for (int route = BON_ROUTE_TILE; route <= BON_ROUTE_DOT; route++) {
+        if (!bon_route_available((bon_route)route, BON_I8)) continue;
+        for (size_t n = 1; n <= 40; n += 3)
+            for (size_t k = 1; k <= 40; k += 2) check_products(n, k, 9, (bon_route)route, 1);
+        for (int threads = 1; threads <= 3; threads++) {
+            check_products(150, 2100, 14, (bon_route)route, threads);
+            check_products(77, 4301, 210, (bon_route)route, threads);
+        }
     }
 }
 
@@ -269,7 +346,7 @@ static void test_rows_with_large_weights_have_a_second_digit(void)
     CHECK(bon_matrix_fine_rows(m) == 0);
     float x[500], y[40], want[40];
     for (size_t i = 0; i < k; i++) x[i] = noise();
-    expected(w, x, n, k, 1, k, want, n);
+    expected(w, x, n, k, 1, k, BON_ROUTE_TILE, want, n);
     CHECK(bon_matrix_multiply(m, BON_PREFILL, x, 1, k, y, n, 1) == BON_OK);
     CHECK(memcmp(y, want, sizeof y) == 0);
     bon_matrix_destroy(m);
@@ -286,6 +363,10 @@ static void test_what_is_not_finite_is_not_hidden(void)
     CHECK(bon_matrix_fill(m, 0, w, BON_F32, 2, 1) == BON_OK);
     CHECK(bon_matrix_multiply(m, BON_DECODE, x, 2, 20, y, 2, 1) == BON_OK);
     CHECK(isfinite(y[0]) && isfinite(y[1]) && isnan(y[2]) && isnan(y[3]));
+    if (bon_matrix_set_route(m, BON_DECODE, BON_ROUTE_DOT) == BON_OK) {
+        CHECK(bon_matrix_multiply(m, BON_DECODE, x, 2, 20, y, 2, 1) == BON_OK);
+        CHECK(isfinite(y[0]) && isfinite(y[1]) && isnan(y[2]) && isnan(y[3]));
+    }
     bon_matrix_destroy(m);
 }
 
@@ -295,7 +376,7 @@ static void test_failing_allocations_are_reported(void)
     const size_t n = 40, k = 50;
     float *w = weights(n, k), x[50], y[40], want[40];
     for (size_t i = 0; i < k; i++) x[i] = noise();
-    expected(w, x, n, k, 1, k, want, n);
+    expected(w, x, n, k, 1, k, BON_ROUTE_TILE, want, n);
     bon_matrix *m = NULL;
     bon_status status = BON_ERR_MEMORY;
     long fail_at = 0;
@@ -317,6 +398,11 @@ static void test_failing_allocations_are_reported(void)
     allocations_left = -1;
     CHECK(bon_matrix_multiply(m, BON_DECODE, x, 1, k, y, n, 1) == BON_OK);
     CHECK(memcmp(y, want, sizeof y) == 0);
+    if (bon_matrix_set_route(m, BON_DECODE, BON_ROUTE_DOT) == BON_OK) {
+        allocations_left = 0;
+        CHECK(bon_matrix_multiply(m, BON_DECODE, x, 1, k, y, n, 1) == BON_ERR_MEMORY);
+        allocations_left = -1;
+    }
     bon_matrix_destroy(m);
     free(w);
 }
@@ -336,7 +422,7 @@ static void test_rows_of_zeros_and_of_next_to_nothing(void)
     bon_matrix_destroy(m);
 }
 
-static void test_int8_has_one_route_and_a_most_of_inputs(void)
+static void test_int8_is_not_for_onednn_and_has_a_most_of_inputs(void)
 {
     bon_matrix *m = NULL;
     CHECK(bon_matrix_create(1, BON_I8_MAX_INPUTS + 1, BON_I8, &m) == BON_ERR_DOMAIN && !m);
@@ -353,13 +439,15 @@ int main(void)
     test_largest_finds_every_place_and_every_nan();
     test_activations_are_rounded_and_exchanged();
     test_activations_of_zero_and_of_what_is_not_finite();
+    test_digits_are_rounded_and_summed();
+    test_digits_of_zero_and_of_what_is_not_finite();
     test_kernels_of_every_instruction_set_sum_exactly();
     test_products_are_those_of_whole_numbers();
     test_rows_with_large_weights_have_a_second_digit();
     test_what_is_not_finite_is_not_hidden();
     test_failing_allocations_are_reported();
     test_rows_of_zeros_and_of_next_to_nothing();
-    test_int8_has_one_route_and_a_most_of_inputs();
+    test_int8_is_not_for_onednn_and_has_a_most_of_inputs();
     puts("test_int8: ok");
     return 0;
 }

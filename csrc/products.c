@@ -1,0 +1,253 @@
+/* products.c - products by own kernels: the routes tile and dot.
+ *
+ * Rows of x are first rounded to what the kernels read, once for all outputs. Then panels are
+ * dealt to the threads in groups. Within a group rows and inputs are blocked so that a block of
+ * x stays in the L2 cache while all panels of the group pass over it; the chains of the kernels
+ * go on through y, so blocking does not show in the bits.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "int8.h"
+#include "kernels.h"
+#include "matrix.h"
+#include "threads.h"
+
+#define ROW_BLOCK 192         /* rows of x that are worked on together */
+#define X_BLOCK (192 << 10)   /* bytes of x in a block; y's are 96 KiB: an L2 has 512 */
+#define GROUP 8               /* most panels dealt to a thread at a time */
+#define SERIAL_WORK 200000    /* multiply-adds below which threads do not pay */
+
+/* -- rows of x ------------------------------------------------------------- */
+
+/* Rows of x as the kernels read them. */
+typedef struct {
+    const void *x;         /* [count, ldx]: float32 or int16 (tile), bfloat16 or int8 (dot) */
+    size_t count, ldx;     /* ldx in numbers, of `size` bytes */
+    size_t size;
+    const size_t *row;     /* second digits: of which row of y; else NULL */
+    const float *scale;    /* int8: of each row */
+    const uint32_t *added; /* int8 by dot: what the kernel adds to the sums of a row */
+} input;
+
+/* A product: x, and of some of its rows the second digits. */
+typedef struct {
+    const bon_matrix *m;
+    bool dot;
+    input first, second;
+    void *memory;
+} product;
+
+/* `count` arrays of `bytes` each and a few numbers for each row, or NULL. */
+static char *allocate(product *p, size_t rows, size_t bytes)
+{
+    size_t row, all;
+    if (__builtin_add_overflow(bytes, 64, &row) || __builtin_mul_overflow(rows, row, &all))
+        return NULL;
+    return p->memory = malloc(all);
+}
+
+static bon_status round_bf16(product *p, const float *x, size_t rows, size_t ldx, int threads)
+{
+    const size_t k = p->m->k, padded = p->m->padded_k;
+    uint16_t *out = (uint16_t *)(void *)allocate(p, rows, padded * sizeof *out);
+    if (!out) return BON_ERR_MEMORY;
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
+    for (long r = 0; r < (long)rows; r++) {
+        uint16_t *to = out + (size_t)r * padded;
+        for (size_t i = 0; i < k; i++) to[i] = bon_f32_to_bf16(x[(size_t)r * ldx + i]);
+        memset(to + k, 0, (padded - k) * sizeof *to);
+    }
+    p->first = (input){.x = out, .count = rows, .ldx = padded, .size = sizeof *out};
+    return BON_OK;
+}
+
+/* To 12 bits. */
+static bon_status round_i8_tile(product *p, const float *x, size_t rows, size_t ldx, int threads)
+{
+    const size_t k = p->m->k, padded = p->m->padded_k;
+    int16_t *out = (int16_t *)(void *)allocate(p, rows, padded * sizeof *out);
+    if (!out) return BON_ERR_MEMORY;
+    float *scale = (float *)(void *)(out + rows * padded);
+    const int levels = bon_i8_levels(padded);
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
+    for (long r = 0; r < (long)rows; r++)
+        scale[r] = bon_i8_activations(x + (size_t)r * ldx, k, padded, levels,
+                                      out + (size_t)r * padded);
+    p->first =
+        (input){.x = out, .count = rows, .ldx = padded, .size = sizeof *out, .scale = scale};
+    return BON_OK;
+}
+
+/* To 8 bits, and rough rows to a second digit of 8. */
+static bon_status round_i8_dot(product *p, const float *x, size_t rows, size_t ldx, int threads)
+{
+    const size_t k = p->m->k, padded = p->m->padded_k;
+    int8_t *digits = (int8_t *)allocate(p, rows, 2 * padded);
+    if (!digits) return BON_ERR_MEMORY;
+    int8_t *fine = digits + rows * padded;
+    size_t *row = (size_t *)(void *)(digits + 2 * rows * padded), count = 0;
+    float *scale = (float *)(void *)(row + rows), *fine_scale = scale + rows;
+    uint32_t *added = (uint32_t *)(void *)(fine_scale + rows), *fine_added = added + rows;
+    bool *rough = (bool *)(fine_added + rows);
+    const bool serial = threads == 1 || rows * k <= BON_PARALLEL_ABOVE;
+#pragma omp parallel for num_threads(threads) schedule(static) if (!serial)
+    for (long r = 0; r < (long)rows; r++)
+        scale[r] = bon_i8_digits(x + (size_t)r * ldx, k, padded, digits + (size_t)r * padded,
+                                 &added[r], &rough[r]);
+    for (size_t r = 0; r < rows; r++)
+        if (rough[r]) row[count++] = r;
+#pragma omp parallel for num_threads(threads) schedule(static) if (!serial)
+    for (long i = 0; i < (long)count; i++)
+        fine_scale[i] =
+            bon_i8_second_digits(x + row[i] * ldx, k, padded, scale[row[i]],
+                                 digits + row[i] * padded, fine + (size_t)i * padded,
+                                 &fine_added[i]);
+    p->first = (input){.x = digits, .count = rows, .ldx = padded, .size = 1, .scale = scale,
+                       .added = added};
+    p->second = (input){.x = fine, .count = count, .ldx = padded, .size = 1, .row = row,
+                        .scale = fine_scale, .added = fine_added};
+    return BON_OK;
+}
+
+static bon_status round_rows(product *p, const float *x, size_t rows, size_t ldx, int threads)
+{
+    if (p->m->dtype == BON_I8)
+        return (p->dot ? round_i8_dot : round_i8_tile)(p, x, rows, ldx, threads);
+    if (p->dot) return round_bf16(p, x, rows, ldx, threads);
+    p->first = (input){.x = x, .count = rows, .ldx = ldx, .size = sizeof *x};
+    return BON_OK;
+}
+
+/* -- panels ---------------------------------------------------------------- */
+
+/* y [rows, ldy] = rows of x times `count` panels, y in float32 or, for int8, int32. */
+static void multiply_panels(const product *p, const void *panels, size_t count, const input *in,
+                            size_t row, size_t rows, void *y, size_t ldy)
+{
+    const bon_kernels *kernel = bon_kernels_here();
+    const bon_dtype dtype = p->m->dtype;
+    const size_t size = bon_dtype_size(dtype), stride = p->m->padded_k * BON_PANEL;
+    const size_t width = in->size == sizeof(float) ? p->m->k : p->m->padded_k; /* of x */
+    const size_t step = X_BLOCK / in->size / rows / BON_K_ALIGN * BON_K_ALIGN;
+    for (size_t k = 0; k < width; k += step) {
+        const void *from = (const char *)panels + k * BON_PANEL * size;
+        const void *x = (const char *)in->x + (row * in->ldx + k) * in->size;
+        const size_t part = bon_smaller(step, width - k);
+        const bool go_on = k > 0;
+#define CALL(KERNEL) KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on)
+        if (dtype == BON_F32)
+            CALL(kernel->f32);
+        else if (dtype == BON_BF16 && p->dot)
+            CALL(bon_kernels_dot_bf16);
+        else if (dtype == BON_BF16)
+            CALL(kernel->bf16);
+        else if (p->dot)
+            CALL(bon_kernels_dot_i8);
+        else
+            CALL(kernel->i8);
+#undef CALL
+    }
+}
+
+/* Sums of whole numbers become a row of y: set, by their first digits, or added to. */
+static void put_row(const int32_t *sums, size_t count, uint32_t added, float t,
+                    const float *scale, bool add, float *y)
+{
+    if (add)
+        for (size_t j = 0; j < count; j++)
+            y[j] += t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
+    else
+        for (size_t j = 0; j < count; j++)
+            y[j] = t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
+}
+
+/* Panels panel..panel+count-1, at most GROUP, for rows row..row+rows-1 of x, at most ROW_BLOCK;
+ * by way of a block of y of their own: rows of y itself may lie pages apart, and the last panel
+ * may be wider than y. */
+static void multiply_block(const product *p, size_t panel, size_t count, const input *in,
+                           size_t row, size_t rows, float *y, size_t ldy)
+{
+    union {
+        float y[ROW_BLOCK * GROUP * BON_PANEL];
+        int32_t sums[ROW_BLOCK * GROUP * BON_PANEL];
+    } block;
+    const bon_matrix *m = p->m;
+    const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
+    const size_t used = bon_smaller(columns, m->n - column);
+    const size_t size = bon_dtype_size(m->dtype);
+    multiply_panels(p, (const char *)m->data + column * m->padded_k * size, count, in, row, rows,
+                    &block, columns);
+    y += column;
+    for (size_t r = 0; r < rows; r++) {
+        float *to = y + (in->row ? in->row[row + r] : row + r) * ldy;
+        if (m->dtype == BON_I8)
+            put_row(block.sums + r * columns, used, in->added ? in->added[row + r] : 0,
+                    in->scale[row + r], m->scale + column, in->row != NULL, to);
+        else
+            memcpy(to, block.y + r * columns, used * sizeof *y);
+    }
+}
+
+/* Adds what the second digits of the weights in one panel of them give. */
+static void add_fine(const product *p, size_t panel, const input *in, size_t row, size_t rows,
+                     float *y, size_t ldy)
+{
+    int32_t sums[ROW_BLOCK * BON_PANEL];
+    const bon_fine_rows *f = &p->m->fine;
+    const size_t first = panel * BON_PANEL, count = bon_smaller(BON_PANEL, f->count - first);
+    multiply_panels(p, f->data + first * p->m->padded_k, 1, in, row, rows, sums, BON_PANEL);
+    for (size_t r = 0; r < rows; r++) {
+        float *to = y + (in->row ? in->row[row + r] : row + r) * ldy, some[BON_PANEL];
+        put_row(sums + r * BON_PANEL, count, in->added ? in->added[row + r] : 0,
+                in->scale[row + r], f->scale + first, false, some);
+        for (size_t j = 0; j < count; j++)
+            if (f->output[first + j] < p->m->n) to[f->output[first + j]] += some[j];
+    }
+}
+
+/* -- products -------------------------------------------------------------- */
+
+/* Panels dealt at a time: few enough that all threads end at about the same time,
+ * and even, because kernels take two side by side. */
+static size_t group_size(size_t panels, size_t threads)
+{
+    return bon_smaller(bon_round_up(panels / (4 * threads) + 1, 2), GROUP);
+}
+
+static void multiply(const product *p, float *y, size_t ldy, int threads)
+{
+    const input *inputs[] = {&p->first, &p->second};
+    const size_t panels = p->m->panels, group = group_size(panels, (size_t)threads);
+    const long groups = (long)((panels + group - 1) / group);
+    const long fine = (long)((p->m->fine.count + BON_PANEL - 1) / BON_PANEL);
+    const bool serial = threads == 1 || groups == 1
+                        || p->m->n * p->m->k < SERIAL_WORK / p->first.count;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
+    for (long g = 0; g < groups; g++) {
+        const size_t panel = (size_t)g * group, count = bon_smaller(group, panels - panel);
+        for (size_t i = 0; i < 2; i++)
+            for (size_t r = 0; r < inputs[i]->count; r += ROW_BLOCK)
+                multiply_block(p, panel, count, inputs[i], r,
+                               bon_smaller(ROW_BLOCK, inputs[i]->count - r), y, ldy);
+    }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
+    for (long panel = 0; panel < fine; panel++)
+        for (size_t i = 0; i < 2; i++)
+            for (size_t r = 0; r < inputs[i]->count; r += ROW_BLOCK)
+                add_fine(p, (size_t)panel, inputs[i], r,
+                         bon_smaller(ROW_BLOCK, inputs[i]->count - r), y, ldy);
+}
+
+bon_status bon_multiply_own(const bon_matrix *m, bool dot, const float *x, size_t rows,
+                            size_t ldx, float *y, size_t ldy, int threads)
+{
+    product p = {.m = m, .dot = dot};
+    const bon_status status = round_rows(&p, x, rows, ldx, threads);
+    if (status != BON_OK) return status;
+    multiply(&p, y, ldy, threads);
+    free(p.memory);
+    return BON_OK;
+}
