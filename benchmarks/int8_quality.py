@@ -2,6 +2,7 @@
 
     python benchmarks/int8_quality.py                      # the embedded models
     python benchmarks/int8_quality.py /models/Qwen3-0.6B   # and others, on texts of their own
+    python benchmarks/int8_quality.py --route dot          # by this route, even where products are small
 
 Every model draws texts in bfloat16. Both read them: reported are the mean over tokens of
 KL(bfloat16 || int8) in nats, how often both think the same token most likely, the share of outputs
@@ -10,11 +11,14 @@ both, and pass@k is shown with its interval.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 import bonaware as bon
+from bonaware import config, routes
 
 EMBEDDED = ("countdown", "countdown-selfeval")
 KS = (1, 4, 16)
@@ -37,8 +41,18 @@ def compare(near, far, prompts, texts):
     return np.concatenate(divergence).mean(), np.concatenate(agree).mean()
 
 
-def report(path, samples, tokens, seed):
-    models = {dtype: bon.LM.load(path, dtype=dtype) for dtype in ("bfloat16", "int8")}
+def load_by(route, path):
+    """The model in int8; by a route for all products, or as it is chosen."""
+    if route is None:
+        return bon.LM.load(path, dtype="int8")
+    with (tempfile.TemporaryDirectory() as cache,
+          mock.patch.dict("os.environ", BONAWARE_CACHE=cache),
+          mock.patch.multiple(routes, SMALL=0, _fastest=lambda *_: route)):
+        return bon.LM.load(path, dtype="int8")
+
+
+def report(path, route, samples, tokens, seed):
+    models = {"bfloat16": bon.LM.load(path, dtype="bfloat16"), "int8": load_by(route, path)}
     near, far = models.values()
     task = bon.tasks.get("countdown") if path in EMBEDDED else None
     problems = task.load("test", limit=200) if task else []
@@ -66,12 +80,15 @@ def report(path, samples, tokens, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="folders, read beside the embedded models")
+    parser.add_argument("--route", choices=config.describe()["routes"]["int8"],
+                        help="of all products of int8 (default: as measured, tile where small)")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128, help="of a text without task")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for path in (*EMBEDDED, *args.models):
-        report(path if path in EMBEDDED else Path(path), args.samples, args.tokens, args.seed)
+        report(path if path in EMBEDDED else Path(path), args.route, args.samples, args.tokens,
+               args.seed)
 
 
 if __name__ == "__main__":

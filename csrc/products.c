@@ -14,8 +14,9 @@
 #include "threads.h"
 
 #define ROW_BLOCK 192         /* rows of x that are worked on together */
-#define X_BLOCK (192 << 10)   /* bytes of x in a block; y's are 96 KiB: an L2 has 512 */
-#define GROUP 8               /* most panels dealt to a thread at a time */
+#define X_BLOCK (192 << 10)   /* bytes of x in a block: an L2 has 512 KiB */
+#define Y_BLOCK 1536          /* rows times panels of y in a block: 96 KiB */
+#define GROUP 48              /* most panels dealt to a thread at a time */
 #define SERIAL_WORK 200000    /* multiply-adds below which threads do not pay */
 
 /* -- rows of x ------------------------------------------------------------- */
@@ -164,15 +165,14 @@ static void put_row(const int32_t *sums, size_t count, uint32_t added, float t,
             y[j] = t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
 }
 
-/* Panels panel..panel+count-1, at most GROUP, for rows row..row+rows-1 of x, at most ROW_BLOCK;
- * by way of a block of y of their own: rows of y itself may lie pages apart, and the last panel
- * may be wider than y. */
+/* Panels panel..panel+count-1 for rows row..row+rows-1 of x, by way of a block of y of their own:
+ * rows of y itself may lie pages apart, and the last panel may be wider than y. */
 static void multiply_block(const product *p, size_t panel, size_t count, const input *in,
                            size_t row, size_t rows, float *y, size_t ldy)
 {
     union {
-        float y[ROW_BLOCK * GROUP * BON_PANEL];
-        int32_t sums[ROW_BLOCK * GROUP * BON_PANEL];
+        float y[Y_BLOCK * BON_PANEL];
+        int32_t sums[Y_BLOCK * BON_PANEL];
     } block;
     const bon_matrix *m = p->m;
     const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
@@ -210,17 +210,20 @@ static void add_fine(const product *p, size_t panel, const input *in, size_t row
 
 /* -- products -------------------------------------------------------------- */
 
-/* Panels dealt at a time: few enough that all threads end at about the same time,
- * and even, because kernels take two side by side. */
-static size_t group_size(size_t panels, size_t threads)
+/* Panels dealt at a time, where a block has so many rows: few enough that all threads end at
+ * about the same time, and even, because kernels take two side by side. */
+static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
-    return bon_smaller(bon_round_up(panels / (4 * threads) + 1, 2), GROUP);
+    const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;
+    return bon_smaller(bon_round_up(panels / (4 * threads) + 1, 2), most);
 }
 
 static void multiply(const product *p, float *y, size_t ldy, int threads)
 {
     const input *inputs[] = {&p->first, &p->second};
-    const size_t panels = p->m->panels, group = group_size(panels, (size_t)threads);
+    const size_t panels = p->m->panels;
+    const size_t group =
+        group_size(panels, (size_t)threads, bon_smaller(ROW_BLOCK, p->first.count));
     const long groups = (long)((panels + group - 1) / group);
     const long fine = (long)((p->m->fine.count + BON_PANEL - 1) / BON_PANEL);
     const bool serial = threads == 1 || groups == 1
