@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from harnesses import write_model
 from tiny import cached_checkpoint
 
 import bonaware
@@ -37,6 +38,27 @@ def data() -> Path:
 def tiny(tmp_path_factory):
     """A function: name of a model of tiny.py and options -> its folder, written once."""
     return partial(cached_checkpoint, tmp_path_factory.getbasetemp() / "tiny")
+
+
+@pytest.fixture(scope="session")
+def ascii_folder(tmp_path_factory) -> Path:
+    """For harnesses: a checkpoint of random weights, one token per character, with a chat template.
+    """
+    return write_model(tmp_path_factory.mktemp("harnesses") / "ascii")
+
+
+@pytest.fixture(scope="session")
+def ascii_lm(ascii_folder):
+    """The model in it."""
+    return bonaware.LM.load(ascii_folder, threads=1)
+
+
+@pytest.fixture(scope="module", params=["ascii", "recorded"])
+def compared_folder(request, ascii_folder) -> Path:
+    """Where a harness's own model is the oracle: that one, and a trained one without a template."""
+    if request.param == "ascii":
+        return ascii_folder
+    return request.getfixturevalue("data") / "ckpt" / "aidreams260K"
 
 
 @pytest.fixture
