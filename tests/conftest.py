@@ -1,9 +1,11 @@
 """What all tests share."""
 
 import fcntl
+import gc
 import os
 import signal
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -91,13 +93,24 @@ def turn(request, tmp_path_factory):
         yield
 
 
+def _leaves_things_open():
+    """Whether a harness or Ray is imported."""
+    return bool({"inspect_ai", "lighteval", "ray"} & set(sys.modules))
+
+
+def pytest_sessionfinish():
+    if _leaves_things_open():  # and what of it is still there: pytest itself would not forgive it
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()
+
+
 def pytest_addoption(parser):
     parser.addoption("--network", action="store_true", help="also run tests that download packages")
 
 
 def pytest_collection_modifyitems(config, items):
-    # What harnesses and Ray leave open is found by the collector in whatever test comes later.
-    if {"inspect_ai", "lighteval", "ray"} & set(sys.modules):
+    # What they leave open is found by the collector in whatever test comes later.
+    if _leaves_things_open():
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
     if config.getoption("--network"):
         return
