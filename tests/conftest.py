@@ -23,6 +23,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 if Path(bonaware.__file__).parents[1] == ROOT:
     os.environ["PYTHONPATH"] = str(ROOT)
 
+# Nothing is fetched; where there is no network, the Hugging Face libraries try for a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # Tests press Ctrl-C, which is ignored in what a shell runs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
