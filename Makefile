@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 WARN    = -std=c11 -Wall -Wextra -Wshadow -Wconversion -Werror
-SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
+SAN     = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -fno-var-tracking -O1
 SANITIZED = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc $(PYTHON) -m pytest --capture=sys -m 'not clock and not heavy'
 

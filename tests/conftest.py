@@ -1,14 +1,17 @@
 """What all tests share."""
 
 import fcntl
+import gc
 import os
 import signal
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from harnesses import write_model
 from tiny import cached_checkpoint
 
 import bonaware
@@ -20,6 +23,9 @@ ROOT = Path(__file__).parents[1]
 os.environ["PYTHONSAFEPATH"] = "1"
 if Path(bonaware.__file__).parents[1] == ROOT:
     os.environ["PYTHONPATH"] = str(ROOT)
+
+# Nothing is fetched; where there is no network, the Hugging Face libraries try for a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests press Ctrl-C, which is ignored in what a shell runs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +44,27 @@ def data() -> Path:
 def tiny(tmp_path_factory):
     """A function: name of a model of tiny.py and options -> its folder, written once."""
     return partial(cached_checkpoint, tmp_path_factory.getbasetemp() / "tiny")
+
+
+@pytest.fixture(scope="session")
+def ascii_folder(tmp_path_factory) -> Path:
+    """For harnesses: a checkpoint of random weights, one token per character, with a chat template.
+    """
+    return write_model(tmp_path_factory.mktemp("harnesses") / "ascii")
+
+
+@pytest.fixture(scope="session")
+def ascii_lm(ascii_folder):
+    """The model in it."""
+    return bonaware.LM.load(ascii_folder, threads=1)
+
+
+@pytest.fixture(scope="module", params=["ascii", "recorded"])
+def compared_folder(request, ascii_folder) -> Path:
+    """Where a harness's own model is the oracle: that one, and a trained one without a template."""
+    if request.param == "ascii":
+        return ascii_folder
+    return request.getfixturevalue("data") / "ckpt" / "aidreams260K"
 
 
 @pytest.fixture
@@ -71,13 +98,24 @@ def turn(request, tmp_path_factory):
         yield
 
 
+def _leaves_things_open():
+    """Whether a harness or Ray is imported."""
+    return bool({"inspect_ai", "lighteval", "ray"} & set(sys.modules))
+
+
+def pytest_sessionfinish():
+    if _leaves_things_open():  # and what of it is still there: pytest itself would not forgive it
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()
+
+
 def pytest_addoption(parser):
     parser.addoption("--network", action="store_true", help="also run tests that download packages")
 
 
 def pytest_collection_modifyitems(config, items):
-    # What harnesses and Ray leave open is found by the collector in whatever test comes later.
-    if {"inspect_ai", "lighteval", "ray"} & set(sys.modules):
+    # What they leave open is found by the collector in whatever test comes later.
+    if _leaves_things_open():
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
     if config.getoption("--network"):
         return

@@ -50,6 +50,7 @@ def oracle(torch, path, other, prompts, completions, weights, kl_weights):
     return divergences, {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["llama_biases", "qwen2", "gemma2"])
 def test_divergence_and_its_gradient_are_those_of_torch(tiny, name):
     torch = pytest.importorskip("torch", reason="the oracle needs torch")
@@ -90,11 +91,12 @@ def test_a_shared_prompt_has_the_divergences_of_all_its_copies(tiny):
         assert np.abs(got - want[key]).max() < ERROR * np.abs(want[key]).max(), key
 
 
-def test_no_divergence_from_oneself(tiny):
-    lm = bon.LM.load(tiny("llama2"))
+@pytest.mark.parametrize("name", ["llama2", "llama_biases", "qwen2", "gemma2"])
+def test_no_divergence_from_oneself(tiny, name):
+    lm = bon.LM.load(tiny(name))
     learner = Learner(lm)
-    learner.set_reference(bon.LM.load(tiny("llama2")))
-    prompts, completions, weights = texts("llama2")
+    learner.set_reference(bon.LM.load(tiny(name)))
+    prompts, completions, weights = texts(name)
     ones = [np.ones(len(w)) for w in weights]
     nothing = [np.zeros(len(w)) for w in weights]
     _, kl = learner.accumulate_kl(prompts, completions, nothing, ones)

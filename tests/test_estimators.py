@@ -839,6 +839,7 @@ def test_fit_coscaling_recovers_a_curve_of_its_form():
     np.testing.assert_allclose(fit.predict(ks[None], temperatures[:, None]), curve)
 
 
+@pytest.mark.heavy
 def test_fit_coscaling_finds_the_least_squares_of_scipy():
     from scipy.optimize import curve_fit
 

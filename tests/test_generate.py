@@ -41,6 +41,7 @@ def ending(tiny):
 # -- the law -----------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", LAWS, ids=str)
 def test_frequencies_of_one_token_follow_its_probabilities(counting, how):
     samples = counting.generate([PROMPT], n=20_000, max_new_tokens=1, rng=3, **how)
@@ -49,6 +50,7 @@ def test_frequencies_of_one_token_follow_its_probabilities(counting, how):
     assert_frequencies_follow(counts, next_law(counting, PROMPT, **how))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", LAWS, ids=str)
 def test_frequencies_of_two_tokens_follow_their_joint_probabilities(counting, how):
     samples = counting.generate([PROMPT], n=20_000, max_new_tokens=2, rng=4, **how)
@@ -400,6 +402,7 @@ TORCH = "import torch; a = torch.rand(600, 600); b = (a @ a).sum().item()\n"
 SHOW = "print([s.tokens.tolist() for s in samples])\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("code", [TORCH + DRAW + SHOW, DRAW + TORCH + DRAW + TORCH + SHOW],
                          ids=["torch_first", "torch_later"])
 def test_torch_in_the_same_process_does_no_harm(tiny, code):

@@ -4,6 +4,7 @@ Its own transformers model is the oracle, and the engine itself.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,24 +45,6 @@ def _offline(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "ascii")
-
-
-@pytest.fixture(scope="module", params=["made", "recorded"])
-def folder(request, made):
-    """A checkpoint of random weights with a chat template, and a trained one without."""
-    if request.param == "made":
-        return made
-    return request.getfixturevalue("data") / "ckpt" / "aidreams260K"
-
-
-@pytest.fixture(scope="module")
-def lm(made):
-    return bon.LM.load(made, threads=1)
-
-
 def model(lm, system_prompt=None, **parameters):
     return adapter.BonawareModel(adapter.BonawareConfig(
         model_name="ascii", generation_parameters=GenerationParameters(**parameters),
@@ -82,21 +65,21 @@ def chats():
 
 
 @pytest.fixture(scope="module")
-def theirs(folder):
+def theirs(compared_folder):
     import torch
     from lighteval.models.transformers import transformers_model as peer
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer, "SampleCache", lambda config: None)  # it would write into the folder
+        patch.setattr(peer, "SampleCache", lambda config: None)  # it would write into it
         yield peer.TransformersModel(peer.TransformersModelConfig(
-            model_name=str(folder), dtype="float32", batch_size=2))
+            model_name=str(compared_folder), dtype="float32", batch_size=2))
     torch.set_grad_enabled(True)  # which the peer switches off
 
 
 @pytest.fixture(scope="module")
-def ours(folder):
-    config = adapter.BonawareConfig(model_name=str(folder), dtype="float32", threads=1)
+def ours(compared_folder):
+    config = adapter.BonawareConfig(model_name=str(compared_folder), dtype="float32", threads=1)
     return adapter.BonawareModel(config)
 
 
@@ -107,6 +90,12 @@ def test_greedy_texts_equal_those_of_lighteval(theirs, ours):
         assert all(response.text[0] for response in mine) or asked[0].stop_sequences != ["\n"]
     assert ours.greedy_until(docs())[1].input_tokens == theirs.tok_encode(
         theirs.prompt_manager.prepare_prompt(docs()[1]))
+
+
+def test_a_stop_sequence_may_be_a_plain_string(ours):
+    one, other = ([response.text for response in ours.greedy_until(docs(stop_sequences=stops))]
+                  for stops in ("he", ["he"]))
+    assert one == other
 
 
 def test_a_prompt_longer_than_the_context_is_cut_as_by_lighteval_and_gets_no_text(theirs, ours):
@@ -126,8 +115,8 @@ def test_log_likelihoods_equal_those_of_lighteval(theirs, ours):
             assert mine.argmax_logits_eq_gold == other.argmax_logits_eq_gold
 
 
-def test_a_greedy_text_is_known_to_be_one(lm):
-    made = model(lm)
+def test_a_greedy_text_is_known_to_be_one(ascii_lm):
+    made = model(ascii_lm)
     text = made.greedy_until(docs(size=3, stop_sequences=[]))[0].text[0]
     (response, *_) = made.loglikelihood(docs(choices=[text, "~"]))
     assert response.argmax_logits_eq_gold == [True, False]
@@ -155,16 +144,16 @@ def test_rolling_log_likelihoods_are_those_of_the_whole_text(theirs, ours):
 # -- samples -----------------------------------------------------------------------
 
 
-def test_samples_of_a_document_are_one_call_over_one_prompt(lm, monkeypatch):
+def test_samples_of_a_document_are_one_call_over_one_prompt(ascii_lm, monkeypatch):
     calls = []
-    generate = lm.generate
+    generate = ascii_lm.generate
 
     def watched(*args, **options):
         calls.append(generate(*args, **options))
         return calls[-1]
 
-    monkeypatch.setattr(lm, "generate", watched)
-    responses = model(lm, temperature=1.0).greedy_until(docs(16))
+    monkeypatch.setattr(ascii_lm, "generate", watched)
+    responses = model(ascii_lm, temperature=1.0).greedy_until(docs(16))
     (samples,) = calls
     assert samples.valid.shape == (3, 16)
     assert [response.text for response in responses] == samples.text
@@ -173,87 +162,95 @@ def test_samples_of_a_document_are_one_call_over_one_prompt(lm, monkeypatch):
     assert [len(tokens) for tokens in responses[0].output_tokens] == samples.lengths[0].tolist()
 
 
-def test_fewer_samples_are_the_first_of_more_and_seeds_change_them(lm):
+def test_fewer_samples_are_the_first_of_more_and_seeds_change_them(ascii_lm):
     def texts(n, **parameters):
-        made = model(lm, temperature=1.0, **parameters)
+        made = model(ascii_lm, temperature=1.0, **parameters)
         return [response.text for response in made.greedy_until(docs(n))]
 
     assert [row[:4] for row in texts(8)] == texts(4) == texts(4, seed=0) != texts(4, seed=1)
 
 
-def test_settings_and_prompts_reach_the_engine(lm):
-    made = model(lm, system_prompt="Be short.", temperature=0.7, top_p=0.9, top_k=40, min_p=0.01,
-                 seed=5, max_new_tokens=9, stop_tokens=["a"])
+def test_settings_and_prompts_reach_the_engine(ascii_lm):
+    made = model(ascii_lm, system_prompt="Be short.", temperature=0.7, top_p=0.9, top_k=40,
+                 min_p=0.01, seed=5, max_new_tokens=9, stop_tokens=["a"])
     system = {"role": "system", "content": "Be short."}
     # The chat template has written <s>, and as with lighteval's models comes a second.
-    prompts = [[0, *lm.tokenizer.chat([system, *chat])] for chat in chats()]
-    want = lm.generate(prompts, 2, temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, rng=5,
-                       max_new_tokens=9, stop_strings=["a"])
+    prompts = [[0, *ascii_lm.tokenizer.chat([system, *chat])] for chat in chats()]
+    want = ascii_lm.generate(prompts, 2, temperature=0.7, top_p=0.9, top_k=40, min_p=0.01, rng=5,
+                             max_new_tokens=9, stop_strings=["a"])
     assert [response.text for response in made.greedy_until(docs(2))] == want.text
 
 
-def test_documents_of_different_settings_keep_their_places(lm):
+def test_documents_of_different_settings_keep_their_places(ascii_lm):
     asked = [docs(size=2)[0], docs(size=5)[1], docs(size=2)[2]]
-    together = [response.text for response in model(lm).greedy_until(asked)]
-    assert together == [model(lm).greedy_until([doc])[0].text for doc in asked]
+    together = [response.text for response in model(ascii_lm).greedy_until(asked)]
+    assert together == [model(ascii_lm).greedy_until([doc])[0].text for doc in asked]
     assert len(together[0][0]) == 2 < len(together[1][0])
 
 
-def test_a_size_of_minus_one_is_no_limit(lm):
-    texts = [[response.text for response in model(lm).greedy_until(docs(size=size))]
+def test_a_size_of_minus_one_is_no_limit(ascii_lm):
+    texts = [[response.text for response in model(ascii_lm).greedy_until(docs(size=size))]
              for size in (-1, None)]
     assert texts[0] == texts[1]
 
 
-def test_ctrl_c_ends_the_harness(lm, monkeypatch):
-    generate = lm.generate
+def test_ctrl_c_ends_the_harness(ascii_lm, monkeypatch):
+    generate = ascii_lm.generate
 
     def interrupted(prompts, n, **options):
         samples = generate(prompts, n, **options)
         samples.finish_reason[0, 0] = "aborted"
         return samples
 
-    monkeypatch.setattr(lm, "generate", interrupted)
+    monkeypatch.setattr(ascii_lm, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        model(lm).greedy_until(docs())
+        model(ascii_lm).greedy_until(docs())
 
 
 # -- errors ------------------------------------------------------------------------
 
 
-def test_several_samples_at_temperature_zero_are_refused(lm):
+def test_several_samples_at_temperature_zero_are_refused(ascii_lm):
     with pytest.raises(ValueError, match=r"local\|0 asks for 4 samples of a document, which at "
                                          "temperature 0 are one"):
-        model(lm).greedy_until(docs(4))
+        model(ascii_lm).greedy_until(docs(4))
 
 
-def test_a_setting_that_bonaware_does_not_know_is_named(lm):
+def test_a_setting_that_bonaware_does_not_know_is_named(ascii_lm):
     with pytest.raises(ValueError, match="no generation setting 'presence_penalty'"):
-        model(lm, presence_penalty=0.5).greedy_until(docs())
+        model(ascii_lm, presence_penalty=0.5).greedy_until(docs())
     with pytest.raises(ValueError, match="device"):
         adapter.BonawareConfig.read("model_name=ascii,device=cuda")
 
 
-def test_images_are_refused(lm):
+def test_images_are_refused(ascii_lm):
     with pytest.raises(ValueError, match=r"reads text only, but a document of local\|0 has images"):
-        model(lm).greedy_until(docs(images=["picture"]))
+        model(ascii_lm).greedy_until(docs(images=["picture"]))
+
+
+@pytest.mark.parametrize("choices", [[], None])
+def test_log_likelihoods_of_no_choices_are_refused(ascii_lm, choices):
+    with pytest.raises(ValueError, match=r"log-likelihoods need choices, but document 0 of "
+                                         rf"local\|0 has choices={re.escape(repr(choices))}"):
+        model(ascii_lm).loglikelihood(docs(choices=choices))
 
 
 # -- the custom-model file -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "ours"])
-def test_the_file_of_a_custom_model_is_a_line_or_ours(made, tmp_path, own):
+def test_the_file_of_a_custom_model_is_a_line_or_ours(ascii_folder, tmp_path, own):
     file = Path(adapter.__file__)
     if own:
         file = tmp_path / "mine.py"
         file.write_text("from bonaware.integrations.lighteval import BonawareModel\n")
-    name = f"model_name={made},threads=1,generation_parameters={{temperature:0.5,seed:7}}"
+    name = f"model_name={ascii_folder},threads=1,generation_parameters={{temperature:0.5,seed:7}}"
     loaded = load_model(CustomModelConfig(model_name=name, model_definition_file_path=str(file)))
     assert type(loaded).__name__ == "BonawareModel"
-    assert (loaded.config.model_name, loaded.lm.threads) == (str(made), 1)
+    assert (loaded.config.model_name, loaded.lm.threads) == (str(ascii_folder), 1)
     assert loaded.config.generation_parameters.seed == 7
-    assert not [path for path in made.iterdir() if path.is_dir()]  # where lighteval's cache lay
+    # lighteval's cache would lie there.
+    assert not [path for path in ascii_folder.iterdir() if path.is_dir()]
 
 
 def test_settings_may_stand_in_a_file(tmp_path):
@@ -297,25 +294,27 @@ TASKS_TABLE = [
 '''
 
 
-def test_the_command_evaluates_a_local_task(made, lm, tmp_path):
+def test_the_command_evaluates_a_local_task(ascii_folder, ascii_lm, tmp_path):
     write_rows(tmp_path / "test.jsonl", [{"question": text} for text in QUESTIONS])
     (tmp_path / "tasks.py").write_text(TASKS.replace("{folder!r}", repr(str(tmp_path))))
-    name = f"model_name={made},threads=1,generation_parameters={{temperature:1.0,seed:7}}"
+    name = f"model_name={ascii_folder},threads=1,generation_parameters={{temperature:1.0,seed:7}}"
     found = main_custom.custom(name, adapter.__file__, "drawn|0,chosen|0,read|0",
                                custom_tasks=str(tmp_path / "tasks.py"),
                                output_dir=str(tmp_path / "out"), save_details=True)["results"]
-    samples = lm.generate([[0, *lm.tokenizer.chat(chat)] for chat in chats()], 8, rng=7,
-                          max_new_tokens=LENGTH)
+    tokenizer = ascii_lm.tokenizer
+    samples = ascii_lm.generate([[0, *tokenizer.chat(chat)] for chat in chats()], 8, rng=7,
+                                max_new_tokens=LENGTH)
     right = np.array([["e" in text for text in row] for row in samples.text], int).sum(1)
     assert 0 < right.sum() < 24
     (passed,) = (value for key, value in found["drawn:0"].items() if "stderr" not in key)
     assert passed == pytest.approx(bon.estimators.pass_at_k(np.full(3, 8), right, 4).mean())
-    bits = -sum(lm.logp([[0]], [[lm.tokenizer.encode(text)[1:]]])[0][0].sum() for text in QUESTIONS)
+    bits = -sum(ascii_lm.logp([[0]], [[tokenizer.encode(text)[1:]]])[0][0].sum()
+                for text in QUESTIONS)
     assert found["read:0"]["bits_per_byte"] == pytest.approx(
         bits / np.log(2) / sum(map(len, QUESTIONS)), rel=1e-5)
     assert found["chosen:0"]["acc"] == 0  # "." is likelier
     (results,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text())["config_general"]["model_name"] == str(made)
+    assert json.loads(results.read_text())["config_general"]["model_name"] == str(ascii_folder)
 
 
 # -- lighteval eval, on inspect_ai -----------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from docs_examples import run_examples
-from harnesses import write_model, write_rows
+from harnesses import write_rows
 
 pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed")
 pytest.importorskip("bonaware._engine", reason="the engine is not built")
@@ -39,27 +39,9 @@ def _offline(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "ascii")
-
-
-@pytest.fixture(scope="module", params=["made", "recorded"])
-def folder(request, made):
-    """A checkpoint of random weights, and a trained one with a SentencePiece tokenizer."""
-    if request.param == "made":
-        return made
-    return request.getfixturevalue("data") / "ckpt" / "aidreams260K"
-
-
-@pytest.fixture(scope="module")
-def lm(made):
-    return bon.LM.load(made, threads=1)
-
-
 @pytest.fixture
-def model(lm):
-    return adapter.BonawareLM(lm)
+def model(ascii_lm):
+    return adapter.BonawareLM(ascii_lm)
 
 
 def task(name, rows, tmp_path, **config):
@@ -123,16 +105,16 @@ def requests(kind, *arguments, repeats=1):
 
 
 @pytest.fixture(scope="module")
-def hf(folder):
+def hf(compared_folder):
     pytest.importorskip("torch", reason="the oracle needs torch").set_num_threads(1)
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2)
+    return HFLM(pretrained=str(compared_folder), device="cpu", dtype="float32", batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def ours(folder):
-    return adapter.BonawareLM(bon.LM.load(folder, dtype="float32", threads=1))
+def ours(compared_folder):
+    return adapter.BonawareLM(bon.LM.load(compared_folder, dtype="float32", threads=1))
 
 
 def test_greedy_texts_and_log_likelihoods_equal_those_of_hf(hf, ours, tmp_path):
@@ -183,15 +165,15 @@ def test_hf_has_no_chat_template_and_neither_have_we(ours):
 # -- repeats ---------------------------------------------------------------------
 
 
-def test_repeats_are_one_call_over_one_prompt(model, lm, tmp_path, monkeypatch):
+def test_repeats_are_one_call_over_one_prompt(model, ascii_lm, tmp_path, monkeypatch):
     drawn = []
-    generate = lm.generate
+    generate = ascii_lm.generate
 
     def watched(*args, **options):
         drawn.append(generate(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(lm, "generate", watched)
+    monkeypatch.setattr(ascii_lm, "generate", watched)
     texts = responses(evaluate(model, [solve(tmp_path, repeats=16)]), "solve")
     (samples,) = drawn
     assert samples.valid.shape == (3, 16)
@@ -233,21 +215,21 @@ def test_requests_of_different_settings_keep_their_places(model):
 # -- seeds -----------------------------------------------------------------------
 
 
-def test_the_seed_of_the_harness_reaches_the_samples(made, tmp_path):
+def test_the_seed_of_the_harness_reaches_the_samples(ascii_folder, tmp_path):
     def texts(**seeds):
-        return responses(evaluate("bonaware", [solve(tmp_path, repeats=2)], pretrained=made,
+        return responses(evaluate("bonaware", [solve(tmp_path, repeats=2)], pretrained=ascii_folder,
                                   **seeds), "solve")
 
     assert texts(numpy_random_seed=5) == texts(numpy_random_seed=5)
     assert texts(numpy_random_seed=5) != texts(numpy_random_seed=6)
 
 
-def test_making_a_model_does_not_advance_the_generator_of_the_harness(made):
+def test_making_a_model_does_not_advance_the_generator_of_the_harness(ascii_folder):
     np.random.seed(3)  # noqa: NPY002 - what the harness does
-    model = adapter.BonawareLM.create_from_arg_string(f"pretrained={made},threads=1")
+    model = adapter.BonawareLM.create_from_arg_string(f"pretrained={ascii_folder},threads=1")
     after = np.random.randint(2**31)  # noqa: NPY002
     assert model._seed == after
-    given = adapter.BonawareLM.create_from_arg_obj({"pretrained": made, "seed": 4})
+    given = adapter.BonawareLM.create_from_arg_obj({"pretrained": ascii_folder, "seed": 4})
     assert given._seed == 4
 
 
@@ -268,13 +250,13 @@ def filters(*names):
                                       {"function": "take_first"}]} for name in names]
 
 
-def test_filters_select_by_the_scores_of_the_samples(model, lm, tmp_path):
+def test_filters_select_by_the_scores_of_the_samples(model, ascii_lm, tmp_path):
     names = "bonaware_best_of_n", "bonaware_weighted_majority"
     results = evaluate(model, [solve(tmp_path, repeats=8, filter_list=filters(*names))])
     taken = {name: {s["doc_id"]: s["filtered_resps"][0] for s in results["samples"]["solve"]
                     if s["filter"] == name} for name in names}
-    samples = lm.generate([model.tok_encode(text) for text in QUESTIONS], 8, rng=0,
-                          max_new_tokens=LENGTH, stop_strings=["\n", "Question:"])
+    samples = ascii_lm.generate([model.tok_encode(text) for text in QUESTIONS], 8, rng=0,
+                                max_new_tokens=LENGTH, stop_strings=["\n", "Question:"])
     scores = samples.sum_logp / samples.lengths
     for p, row in enumerate(samples.text):
         answers = [next((c for c in text if c.isalnum()), "[invalid]") for text in row]
@@ -307,33 +289,44 @@ def test_a_continuation_longer_than_the_context_is_refused(model):
         model.loglikelihood(requests("loglikelihood", ("Q", "a" * 300)))
 
 
-def test_max_length_must_fit_the_model(lm):
+def test_max_length_must_fit_the_model(ascii_lm):
     with pytest.raises(ValueError, match="need 1 <= max_length <= 256"):
-        adapter.BonawareLM(lm, max_length=257)
+        adapter.BonawareLM(ascii_lm, max_length=257)
 
 
-def test_ctrl_c_ends_the_harness(model, lm, monkeypatch):
-    generate = lm.generate
+def test_ctrl_c_ends_the_harness(model, ascii_lm, monkeypatch):
+    generate = ascii_lm.generate
 
     def interrupted(prompts, n, **options):
         samples = generate(prompts, n, **options)
         samples.finish_reason[0, 0] = "aborted"
         return samples
 
-    monkeypatch.setattr(lm, "generate", interrupted)
+    monkeypatch.setattr(ascii_lm, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.generate_until(requests("generate_until", ("Q", {"max_gen_toks": 2})))
 
 
 # -- the command line ------------------------------------------------------------
 
+# `python -m bonaware`, without what takes seconds and is not ours: a list of all packages, and
+# the tasks of the harness.
+COMMAND = """
+import functools, runpy
+import lm_eval.evaluator, lm_eval.tasks
+lm_eval.evaluator.add_env_info = lambda *_: None
+lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+runpy.run_module("bonaware", run_name="__main__", alter_sys=True)
+"""
 
-def test_the_launcher_runs_the_harness_with_our_model_and_filters(made, tmp_path):
+
+def test_the_launcher_runs_the_harness_with_our_model_and_filters(ascii_folder, tmp_path):
     config = solve(tmp_path, repeats=4, filter_list=filters("bonaware_best_of_n"))
     (tmp_path / "solve.yaml").write_text(json.dumps(config))  # JSON is YAML
-    command = [sys.executable, "-m", "bonaware", "lm-eval", "run", "--model", "bonaware",
-               "--model_args", f"pretrained={made},threads=1", "--include_path", str(tmp_path),
-               "--tasks", "solve", "--output_path", str(tmp_path / "out.json"), "--log_samples"]
+    command = [sys.executable, "-c", COMMAND, "lm-eval", "run", "--model", "bonaware",
+               "--model_args", f"pretrained={ascii_folder},threads=1", "--tasks", "solve",
+               "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out.json"),
+               "--log_samples"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     (results,) = tmp_path.rglob("out*.json")
     written = json.loads(results.read_text())
@@ -345,15 +338,15 @@ def test_the_launcher_runs_the_harness_with_our_model_and_filters(made, tmp_path
         logged = bon.evaluate_recorded(log, Echo(), problem="doc.question")
         assert logged.texts == texts
         assert logged.rewards.shape == (3, 4)
-        assert logged.title == f"{made} on solve on {log.name}"
+        assert logged.title == f"{ascii_folder} on solve on {log.name}"
     with pytest.raises(ValueError, match="need a field with rewards"):  # the metric saw one of 4
         bon.evaluate_recorded(samples)
 
 
-def test_a_log_of_single_responses_has_the_metrics_as_rewards(made, tmp_path):
+def test_a_log_of_single_responses_has_the_metrics_as_rewards(ascii_folder, tmp_path):
     from lm_eval.loggers import EvaluationTracker
 
-    results = evaluate("bonaware", [solve(tmp_path)], pretrained=made, log_samples=True)
+    results = evaluate("bonaware", [solve(tmp_path)], pretrained=ascii_folder, log_samples=True)
     tracker = EvaluationTracker(str(tmp_path / "out"))
     samples = results.pop("samples")
     tracker.save_results_aggregated(results, samples)

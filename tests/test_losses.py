@@ -502,6 +502,7 @@ def test_bon_sft_of_all_outcomes_is_the_gradient_of_log_best_of_k(scores, k):
 # -- bias ----------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
 def test_tables_of_the_docs_are_what_enumeration_gives(make):
     docs = Path(__file__).parents[1] / "docs" / "design" / "losses.md"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.network]
+
+NUMPY = "numpy>=2.0"
+Done = subprocess.CompletedProcess[str]
 
 # Prints where the pure modules and oneDNN were loaded from.
 PROBE = """
@@ -40,7 +44,7 @@ else:
 """
 
 
-def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, **variables: str) -> Done:
     """A command that starts outside the source tree and must succeed."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("BON_", "PYTHON", "ONEDNN_"))}
     done = subprocess.run(
@@ -57,14 +61,19 @@ def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[s
 
 def environment(folder: Path, **options: bool) -> Path:
     """The interpreter of a fresh virtual environment."""
-    venv.create(folder, with_pip=True, **options)
+    venv.create(folder, **options)
     return folder / "bin" / "python"
+
+
+def pip(python: str | Path, *words: str | Path, **variables: str) -> Done:
+    """The pip of the tests, at work on another environment: none needs one of its own."""
+    return run(sys.executable, "-m", "pip", "--python", python, *words, **variables)
 
 
 def with_numpy_alone(folder: Path) -> Path:
     """The interpreter of an environment with what the extensions need and nothing else."""
     python = environment(folder)
-    run(python, "-m", "pip", "install", "-q", "numpy>=2.0")
+    pip(python, "install", "-q", NUMPY)
     return python
 
 
@@ -83,12 +92,20 @@ def checkout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dist(checkout, tmp_path_factory) -> Path:
-    """A folder with the sdist and the wheel that is built from the sdist."""
+def builder(checkout, tmp_path_factory) -> Path:
+    """The interpreter of an environment for builds without one of their own."""
+    python = environment(tmp_path_factory.mktemp("builder"))
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())
+    pip(python, "install", "-q", "build", *project["build-system"]["requires"])
+    return python
+
+
+@pytest.fixture(scope="session")
+def dist(builder, checkout, tmp_path_factory) -> Path:
+    """A folder with the sdist and the wheel that is built from the sdist, as pip builds it."""
     folder = tmp_path_factory.mktemp("dist")
-    python = environment(folder / "env")
-    run(python, "-m", "pip", "install", "-q", "build")
-    run(python, "-m", "build", "--outdir", folder, checkout)
+    run(builder, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, checkout)
+    pip(sys.executable, "wheel", "-q", "--no-deps", "-w", folder, next(folder.glob("*.tar.gz")))
     return folder
 
 
@@ -137,7 +154,7 @@ def test_wheel_holds_the_package_with_onednn_and_its_licence(wheel, checkout):
 
 def test_wheel_works_in_a_virtual_environment(wheel, tmp_path):
     python = environment(tmp_path / "env")
-    run(python, "-m", "pip", "install", "-q", wheel)
+    pip(python, "install", "-q", wheel)
     check_installed(python, site_packages(python) / "bonaware")
     assert "usage" in run(python.parent / "bonaware", "--help").stdout.lower()
     few = ("--limit", "2", "--n", "2", "--no-store", "--report", tmp_path / "report.html")
@@ -149,14 +166,14 @@ def test_wheel_works_in_a_virtual_environment(wheel, tmp_path):
 def test_wheel_works_with_user(wheel, tmp_path):
     python = environment(tmp_path / "env", system_site_packages=True)
     base = str(tmp_path / "base")
-    run(python, "-m", "pip", "install", "-q", "--user", wheel, PYTHONUSERBASE=base)
+    pip(python, "install", "-q", "--user", "--no-deps", NUMPY, wheel, PYTHONUSERBASE=base)
     package = next(Path(base).glob("lib/python*/site-packages/bonaware"))
     check_installed(python, package, PYTHONUSERBASE=base)
 
 
 def test_wheel_works_with_target(wheel, tmp_path):
     target = tmp_path / "target"
-    run(sys.executable, "-m", "pip", "install", "-q", "--target", target, wheel)
+    pip(sys.executable, "install", "-q", "--no-deps", "--target", target, wheel)
     check_installed(Path(sys.executable), target / "bonaware", PYTHONPATH=str(target))
 
 
@@ -164,34 +181,38 @@ def test_editable_install_works(checkout, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(checkout, tree)
     python = with_numpy_alone(tmp_path / "env")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", tree)
+    pip(python, "install", "-q", "--no-deps", "-e", tree)
     check_installed(python, tree / "bonaware")
 
 
 # Other ways to build.
 
 
-def test_build_takes_onednn_from_onednn_root(checkout, tmp_path):
+def test_build_takes_onednn_from_onednn_root(builder, checkout, tmp_path):
     onednn = tmp_path / "onednn"
     # Ignoring what is installed: the environment of the tests may hold the same wheels.
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-I", "--prefix", onednn,
+    pip(sys.executable, "install", "-q", "--no-deps", "-I", "--prefix", onednn,
         "onednn-devel-cpu-gomp==2023.2.0", "onednn-cpu-gomp==2023.2.0")  # fmt: skip
     (onednn / "share" / "doc" / "onednn" / "LICENSE").write_text("of ONEDNN_ROOT")
     tree = tmp_path / "tree"
     shutil.copytree(checkout, tree)
+    pip(builder, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree,
+        ONEDNN_ROOT=str(onednn))  # fmt: skip
     python = with_numpy_alone(tmp_path / "env")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", tree, ONEDNN_ROOT=str(onednn))
+    pip(python, "install", "-q", "--no-deps", next(tmp_path.glob("*.whl")))
     package = site_packages(python) / "bonaware"
     check_installed(python, package)
     assert (package / ".libs" / "LICENSE").read_text() == "of ONEDNN_ROOT"
 
 
-def test_package_works_without_engine(checkout, tmp_path):
+def test_package_works_without_engine(builder, checkout, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(checkout, tree)
-    python = with_numpy_alone(tmp_path / "env")
-    done = run(python, "-m", "pip", "install", "-v", "--no-deps", tree, BON_NO_ENGINE="1")
+    done = pip(builder, "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree,
+               BON_NO_ENGINE="1")  # fmt: skip
     assert "bonaware is built without its engine: BON_NO_ENGINE is set" in done.stderr
+    python = with_numpy_alone(tmp_path / "env")
+    pip(python, "install", "-q", "--no-deps", next(tmp_path.glob("*.whl")))
     package = site_packages(python) / "bonaware"
     assert not (package / ".libs").exists()
     assert not list(package.glob("_engine*.so"))

@@ -112,6 +112,7 @@ def test_sample_follows_the_law_with_banned_tokens(how):
         assert_draws_follow(law(logits, **how), logits, **how)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", LAWS, ids=str)
 def test_sample_keeps_what_transformers_keeps(how):
     torch = pytest.importorskip("torch")

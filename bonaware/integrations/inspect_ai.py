@@ -175,8 +175,8 @@ class BonawareAPI(ModelAPI):
                  ahead: int = 1, chat: bool | None = None, min_p: float | None = None,
                  lm: LM | None = None) -> None:
         threads, memory, ahead, chat, min_p = map(_value, (threads, memory, ahead, chat, min_p))
-        if ahead < 1:
-            raise ValueError(f"need ahead >= 1, got {ahead}")
+        if not isinstance(ahead, int) or ahead < 1:
+            raise ValueError(f"need ahead, a whole number >= 1, got {ahead!r}")
         self.lm = lm or LM.load(model_name, dtype=dtype, threads=threads, memory=memory)
         self.ahead = ahead
         self.min_p = min_p

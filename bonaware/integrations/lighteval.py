@@ -172,7 +172,8 @@ class BonawareModel(LightevalModel):
         given = self.config.generation_parameters.model_dump()
         stops = given.pop("stop_tokens") or []
         if not self._chat:  # a chat ends by itself, as lighteval's models have it
-            stops = [*(doc.stop_sequences or ()), *stops]
+            own = doc.stop_sequences or ()
+            stops = [*([own] if isinstance(own, str) else own), *stops]
         size = doc.generation_size or -1  # which some tasks write for no limit
         settings = {"rng": 0} | sampling(given | {"until": stops}, temperature=0.0,
                                          max_new_tokens=size if size > 0 else self.max_length)
@@ -190,6 +191,9 @@ class BonawareModel(LightevalModel):
         """Log-likelihoods of each document's choices, and whether greedy decoding gives them."""
         responses, pairs, owners = [], [], []
         for doc in docs:
+            if not doc.choices:
+                raise ValueError(f"log-likelihoods need choices, but document {doc.id} of "
+                                 f"{doc.task_name} has choices={doc.choices!r}")
             prompt = self._prompt(doc)
             contexts, choices = self.tok_encode_pair(prompt, doc.choices, pairwise=True)
             responses.append(ModelResponse(
