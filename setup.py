@@ -28,8 +28,8 @@ from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Modules of pure array mathematics: csrc/py_X.c and these. Every other file of csrc/
-# belongs to the engine, which is compiled for AVX2; kernels_avx512.c sets its own target
-# and is entered only where the processor has it.
+# belongs to the engine, which is compiled for AVX2; kernels_*.c set targets of their own
+# and are entered only where the processor has them.
 PURE = {
     "estimators": ["estimators.c", "majority.c", "votes.c", "rng.c"],
     "losses": ["losses.c", "losses_law.c", "losses_sft.c"],

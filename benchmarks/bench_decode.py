@@ -31,7 +31,7 @@ max(bytes of weights / read speed, operations / product speed), and the highest 
 of each process beside the weights and the cache that the task needs. For int8 the weights
 count one byte each, and products with weights may run at four times the measured float32 speed,
 since a register holds four times as many numbers (vpmaddubsw, vpdpbusd; not AMX, which does more);
-for bfloat16 at twice that speed on AMD's processors with vdpbf16ps (Intel's are slower by it).
+for bfloat16 at twice that speed on AMD's processors with vdpbf16ps (nor does this know of AMX).
 """
 
 import argparse
@@ -244,7 +244,7 @@ def task_size(config, options):
 
 def limit_of(task, name, options, products, reads):
     """Tokens/s that no program exceeds whose weights are of this size and attention float32."""
-    bf16 = options["dtype"] == "bfloat16" and "float32" not in name
+    bf16 = "bfloat16" in name or (options["dtype"] == "bfloat16" and "float32" not in name)
     faster = INT8_SPEED if name in ONE_BYTE else BF16_SPEED if bf16 else 1
     work = options["n"] * (task["operations"] / faster + task["attention"])
     return options["n"] / max(task["weights"][name] / reads, work / products)

@@ -21,6 +21,7 @@
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "gemm.h"
@@ -83,7 +84,8 @@ __attribute__((target("avx512f"))) static double peak_avx512(int threads)
             for (int s = 0; s < PEAK_STEPS; s++) {                                        \
                 _Pragma("GCC unroll 12")                                                  \
                 for (int i = 0; i < 12; i++)                                              \
-                    __asm__ volatile(INSTRUCTION " %1, %2, %0" : "+v"(acc[i]) : "v"(a), "v"(b)); \
+                    __asm__ volatile(INSTRUCTION " %1, %2, %0"                           \
+                                     : "+v"(acc[i]) : "v"(a), "v"(b));                \
             }                                                                             \
         }                                                                                 \
         return (double)threads * PEAK_STEPS * 12 * OPERATIONS / (omp_get_wtime() - start); \
@@ -132,6 +134,7 @@ typedef struct {
 
 static bon_status load(bench *b, bon_dtype dtype)
 {
+    memset(b->matrix, 0, sizeof b->matrix);
     b->dtype = dtype;
     b->count = TOTAL_BYTES / (INPUTS * OUTPUTS * bon_dtype_size(dtype));
     for (size_t i = 0; i < b->count; i++) {

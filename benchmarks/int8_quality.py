@@ -2,7 +2,7 @@
 
     python benchmarks/int8_quality.py                      # the embedded models
     python benchmarks/int8_quality.py /models/Qwen3-0.6B   # and others, on texts of their own
-    python benchmarks/int8_quality.py --route dot          # by this route, even where products are small
+    python benchmarks/int8_quality.py --route dot          # all products by this route
 
 Every model draws texts in bfloat16. Both read them: reported are the mean over tokens of
 KL(bfloat16 || int8) in nats, how often both think the same token most likely, the share of outputs

@@ -2,8 +2,8 @@
 
 A route (csrc/gemm.h) is chosen per (machine, dtype, shape, phase), never by the number of rows or
 of threads, so that a sample's bits depend on neither. The measurement takes
-milliseconds per shape; its result is cached, because choosing anew could choose otherwise and
-two routes may differ in the last bit.
+milliseconds per shape; its result is cached, because choosing anew could choose otherwise, and
+two routes differ in how they round activations.
 """
 
 import json
@@ -57,6 +57,7 @@ def cache_file() -> Path:
 def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
     """Set the routes of a model's matrices; returns {"qkv 2048x2048 prefill": route, ...}."""
     routes = built["routes"][dtype]
+    # With the routes that were compared: a version that has others compares anew.
     machine = " | ".join((processor(), built["isa"], built["onednn_version"],
                           built["onednn_isa"], " or ".join(routes)))
     products = [

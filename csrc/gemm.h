@@ -14,9 +14,9 @@
  *
  * Same bits. A row of y depends on that row of x alone: not on the number of
  * rows, their order, the threads or the part of N that is asked for. Every
- * route keeps this by itself. Two routes may differ from each other in the last
- * bits, so a route is chosen per (machine, dtype, shape, phase), never by the
- * number of rows:
+ * route keeps this by itself. Two routes round activations differently, or sum in
+ * another order, so a route is chosen per (machine, dtype, shape, phase), never by
+ * the number of rows:
  *
  *   tile      own kernels (AVX2 or AVX-512; products.c): each y[r][n] is one chain of fused
  *             multiply-adds over k = 0..K-1, starting from 0 (or from y, when
@@ -26,15 +26,16 @@
  *   dot       own kernels with the processor's products of short numbers: activations are
  *             rounded to what the weights are, bfloat16 (AVX512_BF16; chains of pairs) or int8
  *             with a second digit for rough rows (AVX512_VNNI; sums of whole numbers).
+ *             In bfloat16 subnormal numbers count as zero, whatever the processor's mode.
  *   onednn    dnnl matmul (onednn.h) on blocks of fixed size: a product costs
  *             as much as one of a whole number of blocks. For bfloat16 the
  *             activations are rounded to bfloat16 first (that is what makes it
  *             fast where the machine has the instruction). oneDNN 3.2 has fit
  *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
- * Nothing outside gemm.c, products.c, their kernels and onednn.c knows what a panel looks like, except where
- * float32 panels are worked on as bare arrays: panels.h and adamw.h for training,
- * and attention.c, which lays out its cache so (bon_panel_*, below).
+ * Nothing outside gemm.c, products.c, their kernels and onednn.c knows what a panel looks
+ * like, except where float32 panels are worked on as bare arrays: panels.h and adamw.h for
+ * training, and attention.c, which lays out its cache so (bon_panel_*, below).
  */
 #ifndef BON_GEMM_H
 #define BON_GEMM_H
@@ -136,8 +137,9 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
                         const float *x, size_t rows, size_t ldx,
                         float *y, size_t ldy, bool accumulate);
 
-/* Seconds that one product takes by a route now: best of `repeats`, with `rows`
- * rows of x. From BON_PREFILL_ROWS rows on it is a product of the prefill. The
+/* Seconds that one product takes by a route now, infinite where the route cannot serve the
+ * matrix: best of `repeats`, with `rows` rows of x. From BON_PREFILL_ROWS rows on it is a
+ * product of the prefill. The
  * matrix keeps its routes. Used once per shape at load to choose. */
 BON_MUST_CHECK bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route,
                                              size_t rows, int repeats, int threads,

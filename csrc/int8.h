@@ -8,9 +8,8 @@
  * A row of activations x becomes t * p, with |p| <= levels: as many as sums of k products fit
  * in 32 bits, at most 2047 (route tile); or digits like a row of weights, with a second one
  * where the error is more than BON_I8_X_LOSS (route dot: where the processor multiplies bytes
- * four times as fast). Sums are
- * exact, so no order of summation, thread or kernel shows in them; y = (float)(t * s) *
- * (float)sum, and of second digits a sum more.
+ * four times as fast). Sums are exact, so no order of summation, thread or kernel shows in
+ * them; y = (float)(t * s) * (float)sum, and of second digits a sum more.
  */
 #ifndef BON_INT8_H
 #define BON_INT8_H

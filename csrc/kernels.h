@@ -13,6 +13,7 @@
  * Where the processor multiplies short numbers by itself, x may be as short as the panels are
  * (bon_kernels_dot_...): several products of a lane and their sum are one instruction.
  *
+ * rows and k are at least 1.
  *   panels      panel p at panels + p*stride elements; 16-byte aligned or not
  *   x [rows, ldx >= k]
  *   y           whole panels are written, `apart` floats from each other: 16 where they

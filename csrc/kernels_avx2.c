@@ -21,9 +21,14 @@ typedef __m256 vec;
 #define vec_load _mm256_loadu_ps
 #define vec_line vec_load
 #define vec_store _mm256_storeu_ps
-#define vec_word(p) _mm256_set1_ps(*(p))
 #define vec_fma _mm256_fmadd_ps
 
+static inline vec vec_word(const void *p)
+{
+    float word;
+    memcpy(&word, p, sizeof word);
+    return _mm256_set1_ps(word);
+}
 static inline vec vec_even(vec pair)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pair), 16));

@@ -24,9 +24,14 @@ typedef __m512 vec;
 #define vec_load _mm512_loadu_ps
 #define vec_line vec_load
 #define vec_store _mm512_storeu_ps
-#define vec_word(p) _mm512_set1_ps(*(p))
 #define vec_fma _mm512_fmadd_ps
 
+static inline vec vec_word(const void *p)
+{
+    float word;
+    memcpy(&word, p, sizeof word);
+    return _mm512_set1_ps(word);
+}
 static inline vec vec_even(vec pair)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pair), 16));

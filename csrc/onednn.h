@@ -1,4 +1,4 @@
-/* onednn.h - products with packed panels by oneDNN: gemm.c's second route.
+/* onednn.h - products with packed panels by oneDNN: gemm.c's third route.
  *
  * A product is cut into blocks of a fixed number of rows (the last one filled
  * up with zeros) times BON_ONEDNN_GROUP panels. Each block is one oneDNN

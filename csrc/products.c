@@ -93,14 +93,15 @@ static bon_status round_i8_dot(product *p, const float *x, size_t rows, size_t l
     float *scale = (float *)(void *)(row + rows), *fine_scale = scale + rows;
     uint32_t *added = (uint32_t *)(void *)(fine_scale + rows), *fine_added = added + rows;
     bool *rough = (bool *)(fine_added + rows);
-    const bool serial = threads == 1 || rows * k <= BON_PARALLEL_ABOVE;
-#pragma omp parallel for num_threads(threads) schedule(static) if (!serial)
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
     for (long r = 0; r < (long)rows; r++)
         scale[r] = bon_i8_digits(x + (size_t)r * ldx, k, padded, digits + (size_t)r * padded,
                                  &added[r], &rough[r]);
     for (size_t r = 0; r < rows; r++)
         if (rough[r]) row[count++] = r;
-#pragma omp parallel for num_threads(threads) schedule(static) if (!serial)
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    if (threads > 1 && count * k > BON_PARALLEL_ABOVE)
     for (long i = 0; i < (long)count; i++)
         fine_scale[i] =
             bon_i8_second_digits(x + row[i] * ldx, k, padded, scale[row[i]],

@@ -474,9 +474,7 @@ static PyObject *Model_measure(ModelObject *self, PyObject *args)
     status = bon_matrix_measure(matrix, route, (size_t)rows, repeats, threads, &seconds);
     Py_END_ALLOW_THREADS
     bon_model_end_use((PyObject *)self);
-    if (status == BON_ERR_BACKEND) seconds = Py_HUGE_VAL;
-    else if (status != BON_OK) return raise_engine_status(status);
-    return PyFloat_FromDouble(seconds);
+    return status == BON_OK ? PyFloat_FromDouble(seconds) : raise_engine_status(status);
 }
 
 /* -- logits, logp and scores ----------------------------------------------- */

@@ -114,7 +114,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    # What they leave open is found by the collector in whatever test comes later.
+    # What they leave open is found by the collector in whatever test comes later. Where they are
+    # not installed, as in the stage `pytest` of CI, our own must be closed.
     if _leaves_things_open():
         config.addinivalue_line("filterwarnings", "ignore::ResourceWarning")
     if config.getoption("--network"):

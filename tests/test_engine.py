@@ -11,6 +11,7 @@ from sampling import PROMPT, drawn
 from tiny import MODELS, write_checkpoint
 
 import bonaware as bon
+from bonaware import config as bon_config
 from bonaware import lm as lm_module
 from bonaware import routes
 from bonaware.samples import Request, Samples
@@ -253,6 +254,20 @@ def test_a_route_that_does_not_exist_is_measured_again(tiny, cache, wrong):
     cache.write_text(json.dumps(damaged))
     bon.LM.load(path, dtype="float32")
     assert json.loads(cache.read_text()) == found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_route_that_cannot_serve_a_matrix_is_not_chosen(tiny, cache, dtype):
+    lm = bon.LM.load(tiny("llama2", dtype="bfloat16"), dtype=dtype)
+    refused = 0
+    for index, (name, outputs, inputs) in enumerate(lm._model.matrices()):
+        for phase, rows in routes.ROWS.items():
+            for route in bon_config.engine().config()["routes"][dtype]:
+                if not np.isfinite(lm._model.measure(index, route, rows, 1)):
+                    refused += 1
+                    assert lm.routes[f"{name} {outputs}x{inputs} {phase}"] != route
+    assert dtype == "bfloat16" or not refused
+    assert np.isfinite(lm.logits([1, 2, 3])).all()
 
 
 def test_what_another_process_chose_meanwhile_counts(tiny, cache, monkeypatch):

@@ -84,8 +84,11 @@ def test_logits_by_other_routes_are_as_near(tiny, oracle, by_route, name, route,
     by_route(route, dtype)
     path = tiny(name, dtype=dtype)
     lm = bon.LM.load(path, dtype=dtype)
-    if route not in lm.routes.values():
-        pytest.skip(f"no product of this model can be computed by {route}")
+    if (route, dtype) == ("onednn", "bfloat16"):  # which is refused for some shapes
+        if route not in lm.routes.values():
+            pytest.skip("oneDNN is refused for all products of this model")
+    else:
+        assert set(lm.routes.values()) == {route}
     assert distance(lm.logits(ids(name)), oracle_logits(oracle(path), ids(name))) < error
 
 

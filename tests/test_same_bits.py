@@ -129,7 +129,8 @@ def test_truncated_sampling_and_schedules_keep_the_rule(loaded, dtype):
 def test_every_route_keeps_the_rule(tiny, by_route, name, route, dtype):
     by_route(route, dtype)
     models = [bon.LM.load(tiny(name, dtype=STORED[dtype]), dtype=dtype, threads=t) for t in (1, 2)]
-    assert route in models[0].routes.values()
+    assert route in models[0].routes.values()  # oneDNN is refused for some shapes
+    assert (route, dtype) == ("onednn", "bfloat16") or set(models[0].routes.values()) == {route}
     prompts = prompts_of(name)
     together = draw(models[0], prompts)
     assert bits(draw(models[1], prompts)) == bits(together)

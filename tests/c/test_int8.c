@@ -197,7 +197,9 @@ static void test_kernels_of_every_instruction_set_sum_exactly(void)
 {
     check_kernels(&bon_kernels_avx2);
     if (bon_kernels_have_avx512()) check_kernels(&bon_kernels_avx512);
-    if (bon_kernels_have_dot_i8()) check_kernels(NULL);
+    if (!bon_kernels_have_dot_i8()) return;
+    check_kernels(NULL);
+    check_kernel(NULL, 2, BON_I8_MAX_INPUTS, 1, false, true); /* sums pass 2^31 on their way */
 }
 
 /* -- products ---------------------------------------------------------------- */
@@ -317,8 +319,32 @@ static void test_products_are_those_of_whole_numbers(void)
         for (int threads = 1; threads <= 3; threads++) {
             check_products(150, 2100, 14, (bon_route)route, threads);
             check_products(77, 4301, 210, (bon_route)route, threads);
+            check_products(3100, 5, 210, (bon_route)route, threads); /* as many panels as fit */
         }
     }
+}
+
+/* All weights and all activations as large as they get, either sign: +-k, exactly. */
+static void test_the_largest_sums_are_exact(void)
+{
+    const size_t k = BON_I8_MAX_INPUTS;
+    float *w = malloc(2 * k * sizeof *w), *x = malloc(2 * k * sizeof *x), y[4];
+    CHECK(w && x);
+    for (size_t i = 0; i < 2 * k; i++) w[i] = x[i] = i < k ? 1.0f : -1.0f;
+    bon_matrix *m;
+    CHECK(bon_matrix_create(2, k, BON_I8, &m) == BON_OK);
+    CHECK(bon_matrix_fill(m, 0, w, BON_F32, 2, 1) == BON_OK);
+    for (int route = BON_ROUTE_TILE; route <= BON_ROUTE_DOT; route++) {
+        if (bon_matrix_set_route(m, BON_DECODE, (bon_route)route) != BON_OK) continue;
+        CHECK(bon_matrix_multiply(m, BON_DECODE, x, 2, k, y, 2, 1) == BON_OK);
+        for (size_t i = 0; i < 4; i++) {
+            const float want = i % 3 == 0 ? (float)k : -(float)k;
+            CHECK(fabsf(y[i] / want - 1.0f) < 1e-6f); /* of the scales */
+        }
+    }
+    bon_matrix_destroy(m);
+    free(w);
+    free(x);
 }
 
 static void test_rows_with_large_weights_have_a_second_digit(void)
@@ -443,6 +469,7 @@ int main(void)
     test_digits_of_zero_and_of_what_is_not_finite();
     test_kernels_of_every_instruction_set_sum_exactly();
     test_products_are_those_of_whole_numbers();
+    test_the_largest_sums_are_exact();
     test_rows_with_large_weights_have_a_second_digit();
     test_what_is_not_finite_is_not_hidden();
     test_failing_allocations_are_reported();
