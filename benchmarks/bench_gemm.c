@@ -145,7 +145,8 @@ static bon_status load(bench *b, bon_dtype dtype)
         if (status != BON_OK) return status;
         if (i == 0)
             printf("# packed float32 -> %s at %.2f GB/s (of packed bytes)\n",
-                   name_of(dtype), (double)bon_matrix_bytes(b->matrix[i]) / (omp_get_wtime() - start) / 1e9);
+                   name_of(dtype),
+                   (double)bon_matrix_bytes(b->matrix[i]) / (omp_get_wtime() - start) / 1e9);
     }
     return BON_OK;
 }
