@@ -16,7 +16,7 @@
 #define ROW_BLOCK 192         /* rows of x that are worked on together */
 #define X_BLOCK (192 << 10)   /* bytes of x in a block: an L2 has 512 KiB */
 #define Y_BLOCK 1536          /* rows times panels of y in a block: 96 KiB */
-#define GROUP 48              /* most panels dealt to a thread at a time */
+#define GROUP 16              /* most panels dealt to a thread at a time */
 #define SERIAL_WORK 200000    /* multiply-adds below which threads do not pay */
 
 /* -- rows of x ------------------------------------------------------------- */
