@@ -73,22 +73,17 @@ __attribute__((target("avx512f"))) static double peak_avx512(int threads)
     return (double)threads * PEAK_STEPS * 12 * 16 * 2 / (omp_get_wtime() - start);
 }
 
+#define DOT(INSTRUCTION, REGISTER) INSTRUCTION " %%zmm16, %%zmm17, %%zmm" #REGISTER "\n"
+#define DOTS(I) DOT(I, 0) DOT(I, 1) DOT(I, 2) DOT(I, 3) DOT(I, 4) DOT(I, 5) DOT(I, 6) DOT(I, 7)
 #define PEAK_DOT(NAME, TARGET, INSTRUCTION, OPERATIONS)                                   \
     __attribute__((target("avx512f," TARGET))) static double NAME(int threads)            \
     {                                                                                     \
         const double start = omp_get_wtime();                                             \
         _Pragma("omp parallel num_threads(threads)")                                      \
-        {                                                                                 \
-            __m512i acc[12], a = _mm512_setzero_si512(), b = a;                           \
-            for (int i = 0; i < 12; i++) acc[i] = a;                                      \
-            for (int s = 0; s < PEAK_STEPS; s++) {                                        \
-                _Pragma("GCC unroll 12")                                                  \
-                for (int i = 0; i < 12; i++)                                              \
-                    __asm__ volatile(INSTRUCTION " %1, %2, %0"                           \
-                                     : "+v"(acc[i]) : "v"(a), "v"(b));                \
-            }                                                                             \
-        }                                                                                 \
-        return (double)threads * PEAK_STEPS * 12 * OPERATIONS / (omp_get_wtime() - start); \
+        for (int s = 0; s < PEAK_STEPS; s++)                                              \
+            __asm__ volatile(DOTS(INSTRUCTION)::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", \
+                             "xmm5", "xmm6", "xmm7");                                     \
+        return (double)threads * PEAK_STEPS * 8 * OPERATIONS / (omp_get_wtime() - start); \
     }
 PEAK_DOT(peak_dot_bf16, "avx512bf16", "vdpbf16ps", 64)
 PEAK_DOT(peak_dot_i8, "avx512vnni", "vpdpbusd", 128)

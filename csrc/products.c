@@ -39,7 +39,7 @@ typedef struct {
     void *memory;
 } product;
 
-/* `count` arrays of `bytes` each and a few numbers for each row, or NULL. */
+/* `bytes` for each row, and behind them up to 64 for its scale and such; or NULL. */
 static char *allocate(product *p, size_t rows, size_t bytes)
 {
     size_t row, all;

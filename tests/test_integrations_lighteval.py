@@ -38,7 +38,6 @@ def _offline(tmp_path_factory):
     """Nothing is fetched: lighteval asks for a file and for data of NLTK when it lists tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_OFFLINE", "1")
         patch.setattr("requests.get", lambda *_, **__: type("Answer", (), {"status_code": 404}))
         patch.setattr("nltk.download", lambda *_, **__: False)

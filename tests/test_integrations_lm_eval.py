@@ -32,7 +32,6 @@ LENGTH = 24
 def _offline(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_OFFLINE", "1")
         # A list of all packages, by pip, in every result: seconds.
         patch.setattr("lm_eval.evaluator.add_env_info", lambda *_: None)
