@@ -47,7 +47,8 @@ def load_by(route, path):
         return bon.LM.load(path, dtype="int8")
     with (tempfile.TemporaryDirectory() as cache,
           mock.patch.dict("os.environ", BONAWARE_CACHE=cache),
-          mock.patch.multiple(routes, SMALL=0, _fastest=lambda *_: route)):
+          mock.patch.multiple(routes, SMALL=0,
+                                _fastest=lambda _, products, __: dict.fromkeys(products, route))):
         return bon.LM.load(path, dtype="int8")
 
 

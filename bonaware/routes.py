@@ -7,10 +7,12 @@ two routes differ in how they round activations.
 """
 
 import json
+import math
 import os
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ __all__ = ["cached_choices", "choose", "processor", "use"]
 
 # Rows that stand for a phase when it is measured.
 ROWS = {"prefill": 128, "decode": 32}
-# The default route is left only for one that is faster by this factor: measurements on a busy
-# machine are noisy, and a choice should not flip for nothing.
+# The default route is left only for one that is faster by this factor: a choice should not flip
+# for nothing.
 MARGIN = 1.1
+# Others may be at work on the machine for a while, so the measurement goes round all products, at
+# most so many times, and the fastest time counts. A product that has taken SECONDS is done
+# after two rounds.
+ROUNDS = 10
+SECONDS = 0.1
 # Products below this many multiplications take microseconds by any route.
 SMALL = 1 << 18
 DEFAULT = "tile"
@@ -66,13 +73,13 @@ def choose(model: Any, built: dict[str, Any], dtype: str) -> dict[str, str]:
         for phase in ROWS
     ]
     known = _read().get(machine, {})
-    measured: dict[str, str] = {}
-    for index, phase, _, product, small in products:
-        key = f"{dtype} {product}"
-        if not small and key not in measured and known.get(key) not in routes:
-            measured[key] = _fastest(model, index, routes, ROWS[phase])
-    if measured:
-        known = known | _add(machine, measured, routes)
+    unknown = {
+        f"{dtype} {product}": (index, ROWS[phase])
+        for index, phase, _, product, small in products
+        if not small and known.get(f"{dtype} {product}") not in routes
+    }
+    if unknown:
+        known = known | _add(machine, _fastest(model, unknown, routes), routes)
     chosen = {f"{name} {product}": DEFAULT if small else known[f"{dtype} {product}"]
               for _, _, name, product, small in products}
     use(model, chosen)
@@ -91,10 +98,26 @@ def cached_choices() -> dict[str, dict[str, str]]:
     return _read()
 
 
-def _fastest(model: Any, index: int, routes: list[str], rows: int) -> str:
+def _fastest(
+    model: Any, products: dict[str, tuple[int, int]], routes: list[str]
+) -> dict[str, str]:
+    """The fastest route of each product, which is {key: (index of the matrix, rows)}."""
     if len(routes) == 1:
-        return routes[0]
-    seconds = {route: model.measure(index, route, rows, 3) for route in routes}
+        return dict.fromkeys(products, routes[0])
+    best = {key: dict.fromkeys(routes, math.inf) for key in products}
+    spent = dict.fromkeys(products, 0.0)
+    for turn in range(ROUNDS):
+        for key, (index, rows) in products.items():
+            if turn >= 2 and spent[key] > SECONDS:
+                continue
+            start = time.perf_counter()
+            for route in routes:
+                best[key][route] = min(best[key][route], model.measure(index, route, rows, 2))
+            spent[key] += time.perf_counter() - start
+    return {key: _least(seconds) for key, seconds in best.items()}
+
+
+def _least(seconds: dict[str, float]) -> str:
     best = min(seconds, key=seconds.__getitem__)
     return best if seconds[best] * MARGIN < seconds[DEFAULT] else DEFAULT
 

@@ -77,8 +77,9 @@ def by_route(monkeypatch, tmp_path):
             pytest.skip(f"this machine has no route {route} for {dtype}")
         monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
         monkeypatch.setattr(routes, "SMALL", 0)
-        monkeypatch.setattr(routes, "_fastest", lambda model, index, *_: route if np.isfinite(
-            model.measure(index, route, 1, 1)) else "tile")
+        monkeypatch.setattr(routes, "_fastest", lambda model, products, _: {
+            key: route if np.isfinite(model.measure(index, route, 1, 1)) else "tile"
+            for key, (index, _) in products.items()})
 
     return use
 

@@ -144,7 +144,8 @@ def test_kernels_are_chosen_once_for_any_number_of_threads(tiny, monkeypatch, tm
     measured = []
     monkeypatch.setenv("BONAWARE_CACHE", str(tmp_path))
     monkeypatch.setattr(routes, "SMALL", 0)
-    monkeypatch.setattr(routes, "_fastest", lambda *_: measured.append(1) or "tile")
+    monkeypatch.setattr(routes, "_fastest", lambda model, products, _: (
+        measured.extend(products) or dict.fromkeys(products, "tile")))
     for threads in (2, 1):
         bon.LM.load(tiny("wide"), dtype="float32", threads=threads)
         assert len(measured) == 10  # five shapes in two phases, measured by the first load
