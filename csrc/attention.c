@@ -6,12 +6,16 @@
  *
  *   scores   prompt blocks: one product for all rows of the item
  *            own blocks:    one product per run
- *   softmax  per row, over the row's own columns
- *   output   the same two kinds of product, with values
+ *   weights  exp(score - the row's largest), over the row's own columns, and their sum
+ *   output   the same two kinds of product, with values, divided by the sum
  *
  * Columns of a score row: prompt token t is column t, own token t is column
  * own_column + t, where own_column is the prompt's length rounded up to whole
  * blocks. Blocks come in twos of panels, so every product writes whole blocks.
+ *
+ * With `dot` products read queries and weights as bfloat16; a row of weights then fills the
+ * first half of its row of scores. The sum is that of the rounded weights, and the largest is 1,
+ * which is exact: of an output only what smaller weights bring is rounded.
  */
 #include "attention.h"
 
@@ -19,6 +23,7 @@
 #include <string.h>
 
 #include "gemm.h"
+#include "kernels.h"
 #include "threads.h"
 #include "vecmath.h"
 
@@ -31,8 +36,9 @@ typedef struct {
 
 /* One thread's scratch. */
 typedef struct {
-    float *q;      /* [ITEM_ROWS*group, head_dim] */
-    float *scores; /* [ITEM_ROWS*group, columns] */
+    void *q;       /* [ITEM_ROWS*group, head_dim] */
+    float *scores; /* [ITEM_ROWS*group, columns], and then weights */
+    float *sums;   /* [ITEM_ROWS*group] of a row's weights */
     float *out;    /* [ITEM_ROWS*group, padded head_dim] */
     size_t columns;
 } scratch_view;
@@ -47,7 +53,7 @@ static size_t score_columns(size_t context)
 static size_t thread_floats(const bon_arch *arch, size_t context)
 {
     const size_t rows = ITEM_ROWS * (arch->heads / arch->kv_heads);
-    return rows * (round_up(arch->head_dim, 16) * 2 + score_columns(context));
+    return rows * (round_up(arch->head_dim, 16) * 2 + score_columns(context)) + round_up(rows, 16);
 }
 
 /* An item ends where the prefix changes or ITEM_ROWS are full, so there are at
@@ -99,6 +105,8 @@ static size_t window_start(size_t position, size_t window)
 /* What stays the same while one item is worked on. */
 typedef struct {
     const bon_cache *cache;
+    bool dot;
+    size_t size; /* bytes of a query's number, and of a weight */
     const bon_arch *arch;
     size_t layer, head, group; /* key-value head; query heads per key-value head */
     size_t prefix_length, own_column, value_panels;
@@ -107,31 +115,46 @@ typedef struct {
 
 /* -- the two products ------------------------------------------------------ */
 
+/* y [rows, ldy] = rows of x times panels of the cache, or added to. */
+static void multiply(const setting *s, const void *panels, size_t count, size_t stride, size_t k,
+                     const void *x, size_t rows, size_t ldx, float *y, size_t ldy,
+                     bool accumulate)
+{
+    const bon_kernels *kernel = bon_kernels_here();
+    if (s->dot)
+        bon_kernels_dot_bf16(panels, count, stride, round_up(k, 2), x, rows, ldx, y, ldy,
+                             BON_PANEL, accumulate);
+    else if (bon_cache_dtype(s->cache) == BON_BF16)
+        kernel->bf16(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate);
+    else
+        kernel->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate);
+}
+
 /* scores[rows][t] = q . key t, for the blocks that hold tokens from..to-1 of a
  * sequence; column t of `scores` belongs to token t. */
 static void score_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
-                         const float *q, size_t rows, float *scores, size_t ld)
+                         const void *q, size_t rows, float *scores, size_t ld)
 {
     const size_t dim = s->arch->head_dim;
     for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++)
-        bon_panel_multiply(bon_cache_keys(s->cache, seq->blocks[b], s->layer, s->head),
-                           BON_BLOCK / BON_PANEL, dim * BON_PANEL, dim, q, rows, dim,
-                           scores + b * BON_BLOCK, ld, false);
+        multiply(s, bon_cache_keys(s->cache, seq->blocks[b], s->layer, s->head),
+                 BON_BLOCK / BON_PANEL, dim * BON_PANEL, dim, q, rows, dim,
+                 scores + b * BON_BLOCK, ld, false);
 }
 
-/* out[rows] += sum over tokens from..to-1 of p[row][t] * value t; starts from 0
- * unless `accumulate`. Whole blocks below `from` do not take part; p is 0 for
+/* out[rows] += sum over tokens from..to-1 of weight[row][t] * value t; starts from 0
+ * unless `accumulate`. Token 0 is column `column`. Whole blocks below `from` do not take part; p is 0 for
  * tokens of the first block that lie below it. */
 static bool value_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
-                         const float *p, size_t ld, float *out, size_t rows,
+                         const float *weights, size_t column, size_t ld, float *out, size_t rows,
                          bool accumulate)
 {
     for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++) {
         const size_t left = to - b * BON_BLOCK;
-        bon_panel_multiply(bon_cache_values(s->cache, seq->blocks[b], s->layer, s->head),
-                           s->value_panels, BON_BLOCK * BON_PANEL,
-                           left < BON_BLOCK ? left : BON_BLOCK, p + b * BON_BLOCK, rows, ld,
-                           out, s->value_panels * BON_PANEL, accumulate);
+        multiply(s, bon_cache_values(s->cache, seq->blocks[b], s->layer, s->head),
+                 s->value_panels, BON_BLOCK * BON_PANEL, left < BON_BLOCK ? left : BON_BLOCK,
+                 (const char *)weights + (column + b * BON_BLOCK) * s->size, rows,
+                 ld * sizeof *weights / s->size, out, s->value_panels * BON_PANEL, accumulate);
         accumulate = true;
     }
     return accumulate;
@@ -139,16 +162,21 @@ static bool value_blocks(const setting *s, const bon_seq *seq, size_t from, size
 
 /* -- softmax --------------------------------------------------------------- */
 
-static void fill(float *x, size_t from, size_t to, float value)
+static void hide(float *scores, size_t from, size_t to)
 {
-    for (size_t i = from; i < to; i++) x[i] = value;
+    for (size_t i = from; i < to; i++) scores[i] = -INFINITY;
 }
 
-/* Turns a row of scores into probabilities. The row stands at `position` and
+static void clear(const setting *s, float *weights, size_t from, size_t to)
+{
+    if (from < to) memset((char *)weights + from * s->size, 0, (to - from) * s->size);
+}
+
+/* Turns a row of scores into weights and returns their sum. The row stands at `position` and
  * sees own tokens up to own_last; columns up to own_column + own_end are zeroed
  * behind them because a neighbour's product reads them. The sums start at a
  * column that depends on this row alone. */
-static void softmax_row(const setting *s, float *x, size_t position, size_t own_end)
+static float softmax_row(const setting *s, float *x, size_t position, size_t own_end)
 {
     const size_t first = window_start(position, s->arch->window[s->layer]);
     const size_t prefix = s->prefix_length, own = s->own_column;
@@ -162,40 +190,49 @@ static void softmax_row(const setting *s, float *x, size_t position, size_t own_
         const size_t start = begin > own ? begin : own;
         bon_vec_softcap(x + start, end - start, s->arch->attn_softcap);
     }
-    fill(x, begin, first_column, -INFINITY);
-    if (begin < own) fill(x, prefix, own, -INFINITY); /* then begin < prefix too */
+    hide(x, begin, first_column);
+    if (begin < own) hide(x, prefix, own); /* then begin < prefix too */
 
     const float top = bon_vec_max(x + begin, end - begin);
-    const float sum = bon_vec_exp_sum(x + begin, end - begin, top);
-    bon_vec_scale(x + begin, end - begin, 1.0f / sum);
+    const float sum = s->dot ? bon_vec_exp_sum_bf16(x + begin, end - begin, top,
+                                                    (uint16_t *)(void *)x + begin)
+                             : bon_vec_exp_sum(x + begin, end - begin, top);
 
     const size_t low = s->first_visible;
     const size_t low_column = low < prefix ? low : own + (low - prefix);
-    fill(x, low_column / BON_BLOCK * BON_BLOCK, begin, 0.0f);
-    fill(x, end, own + own_end, 0.0f);
+    clear(s, x, low_column / BON_BLOCK * BON_BLOCK, begin);
+    clear(s, x, end, own + round_up(own_end, 2)); /* pairs of columns are read */
+    return sum;
 }
 
 /* -- one item -------------------------------------------------------------- */
 
 static void gather_queries(const setting *s, const item *it, const float *q, size_t ldq,
-                           float *to)
+                           void *to)
 {
-    const size_t dim = s->arch->head_dim;
+    const size_t width = s->group * s->arch->head_dim;
     const float scale = s->arch->attn_scale;
     for (size_t row = 0; row < it->rows; row++) {
-        const float *from = q + (it->first_row + row) * ldq + s->head * s->group * dim;
-        for (size_t i = 0; i < s->group * dim; i++) *to++ = from[i] * scale;
+        const float *from = q + (it->first_row + row) * ldq + s->head * width;
+        if (s->dot)
+            bon_vec_scale_bf16(from, width, scale, (uint16_t *)to + row * width);
+        else
+            for (size_t i = 0; i < width; i++) ((float *)to)[row * width + i] = from[i] * scale;
     }
 }
 
-static void scatter_outputs(const setting *s, const item *it, const float *from, float *out)
+static void scatter_outputs(const setting *s, const item *it, const float *from,
+                            const float *sums, float *out)
 {
     const size_t dim = s->arch->head_dim, width = s->arch->heads * dim;
     const size_t ld = s->value_panels * BON_PANEL;
-    for (size_t row = 0; row < it->rows; row++)
-        for (size_t g = 0; g < s->group; g++, from += ld)
-            memcpy(out + (it->first_row + row) * width + (s->head * s->group + g) * dim,
-                   from, dim * sizeof(float));
+    for (size_t row = 0; row < it->rows; row++) {
+        float *to = out + (it->first_row + row) * width + s->head * s->group * dim;
+        for (size_t g = 0; g < s->group; g++, to += dim, from += ld) {
+            const float share = 1.0f / *sums++;
+            for (size_t i = 0; i < dim; i++) to[i] = from[i] * share;
+        }
+    }
 }
 
 static void attend(setting s, const item *it, const bon_run *runs, const float *q, size_t ldq,
@@ -229,29 +266,29 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
         const size_t at = (begin - it->first_row) * group;
         const size_t own_start = runs[r].own->length + (begin - runs[r].first_row);
         const size_t own_end = own_start + (end - begin);
-        score_blocks(&s, runs[r].own, own_from, own_end, w->q + at * dim,
+        score_blocks(&s, runs[r].own, own_from, own_end, (char *)w->q + at * dim * s.size,
                      (end - begin) * group, w->scores + at * ld + s.own_column, ld);
         for (size_t i = 0; i < (end - begin) * group; i++)
-            softmax_row(&s, w->scores + (at + i) * ld, s.prefix_length + own_start + i / group,
-                        own_end);
+            w->sums[at + i] = softmax_row(&s, w->scores + (at + i) * ld,
+                                          s.prefix_length + own_start + i / group, own_end);
     }
 
     bool begun = false;
     if (sees_prefix)
-        begun = value_blocks(&s, prefix, s.first_visible, s.prefix_length, w->scores, ld, w->out,
-                             it->rows * group, false);
+        begun = value_blocks(&s, prefix, s.first_visible, s.prefix_length, w->scores, 0, ld,
+                             w->out, it->rows * group, false);
     for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
         size_t begin, end;
         overlap(it, &runs[r], &begin, &end);
         const size_t at = (begin - it->first_row) * group;
         const size_t own_end = runs[r].own->length + (end - runs[r].first_row);
-        value_blocks(&s, runs[r].own, own_from, own_end, w->scores + at * ld + s.own_column, ld,
+        value_blocks(&s, runs[r].own, own_from, own_end, w->scores + at * ld, s.own_column, ld,
                      w->out + at * out_ld, (end - begin) * group, begun);
     }
-    scatter_outputs(&s, it, w->out, out);
+    scatter_outputs(&s, it, w->out, w->sums, out);
 }
 
-void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
+void bon_attention(const bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
                    const bon_run *runs, size_t n_runs, const float *q, size_t ldq,
                    float *out, void *scratch, size_t context, int threads)
 {
@@ -268,12 +305,14 @@ void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
     {
         float *mine = floats + (size_t)bon_thread_index() * thread_floats(arch, context);
         scratch_view w = {.q = mine, .columns = score_columns(context)};
-        w.out = w.q + ITEM_ROWS * group * padded;
-        w.scores = w.out + ITEM_ROWS * group * padded;
+        w.out = mine + ITEM_ROWS * group * padded;
+        w.sums = w.out + ITEM_ROWS * group * padded;
+        w.scores = w.sums + round_up(ITEM_ROWS * group, 16);
 #pragma omp for schedule(dynamic, 1)
         for (long task = 0; task < tasks; task++) {
             const setting s = {
-                .cache = cache, .arch = arch, .layer = layer,
+                .cache = cache, .dot = dot, .size = dot ? sizeof(uint16_t) : sizeof(float),
+                .arch = arch, .layer = layer,
                 .head = (size_t)task % arch->kv_heads, .group = group,
                 .value_panels = padded / BON_PANEL,
             };

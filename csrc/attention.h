@@ -39,12 +39,14 @@ size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t runs,
 
 /* out[row] = attention of q[row] in one layer, all heads.
  *
+ *   dot      with a cache of bfloat16: queries and the softmax's weights are rounded to bfloat16 too,
+ *            and products are the processor's (kernels.h); else both stay float32
  *   q        [rows, ldq >= heads*head_dim], after rope; the runs' keys and values
  *            of this layer are in the cache already
  *   out      [rows, heads*head_dim]; may not overlap q
  *   scratch  bon_attention_scratch bytes, 64-byte aligned
  */
-void bon_attention(const bon_cache *cache, const bon_arch *arch, size_t layer,
+void bon_attention(const bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
                    const bon_run *runs, size_t n_runs, const float *q, size_t ldq,
                    float *out, void *scratch, size_t context, int threads);
 

@@ -306,9 +306,8 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
 /* Of a pass of `model`: the workspace, keys and values of one layer. */
 static size_t pass_bytes(const bon_model *model, const part *p)
 {
-    const bon_arch *a = &model->arch;
     return bon_work_bytes(model, p->rows, p->n_runs, p->context)
-           + p->blocks * bon_cache_block_bytes(1, a->kv_heads, a->head_dim);
+           + p->blocks * bon_model_block_bytes(model, 1);
 }
 
 /* All that a part takes, and the batch. SIZE_MAX if that overflows. */
@@ -392,13 +391,12 @@ static bon_status make_runs(const part *p, pass_tools *tools, pass_runs *texts)
 static bon_status open_pass(const bon_model *model, const part *p, pass_tools *tools,
                             pass_runs *texts)
 {
-    const bon_arch *a = &model->arch;
     memset(texts->own, 0, p->n_runs * sizeof *texts->own);
     bon_status status = bon_work_reserve(tools->work, p->rows, p->n_runs, p->context);
     if (status == BON_OK && p->blocks > tools->blocks) {
         bon_cache_destroy(tools->cache);
         tools->blocks = 0;
-        status = bon_cache_create(1, a->kv_heads, a->head_dim, p->blocks, &tools->cache);
+        status = bon_model_create_cache(model, 1, p->blocks, &tools->cache);
         if (status == BON_OK) tools->blocks = p->blocks;
     }
     return status == BON_OK ? make_runs(p, tools, texts) : status;

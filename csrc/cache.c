@@ -15,11 +15,12 @@
 
 struct bon_cache {
     size_t layers, kv_heads, head_dim;
-    size_t key_floats;   /* of one (layer, head) in a block */
-    size_t head_floats;  /* keys and values of one (layer, head) */
-    size_t block_floats;
-    size_t bytes;        /* of the mapping */
-    float *arena;
+    bon_dtype dtype;
+    size_t key_bytes;  /* of one (layer, head) in a block */
+    size_t head_bytes; /* keys and values of one (layer, head) */
+    size_t block_bytes;
+    size_t bytes;      /* of the mapping */
+    char *arena;
     uint32_t *free_stack;
     size_t free_count;
     uint32_t *references; /* [blocks] */
@@ -30,24 +31,26 @@ static size_t padded(size_t head_dim)
     return (head_dim + BON_PANEL - 1) / BON_PANEL * BON_PANEL;
 }
 
-size_t bon_cache_block_bytes(size_t layers, size_t kv_heads, size_t head_dim)
+size_t bon_cache_block_bytes(size_t layers, size_t kv_heads, size_t head_dim, bon_dtype dtype)
 {
     if (head_dim > SIZE_MAX / 4 - BON_PANEL) return 0;
     size_t bytes = head_dim + padded(head_dim);
-    if (__builtin_mul_overflow(bytes, (size_t)BON_BLOCK * sizeof(float), &bytes)
+    if (__builtin_mul_overflow(bytes, BON_BLOCK * bon_dtype_size(dtype), &bytes)
         || __builtin_mul_overflow(bytes, kv_heads, &bytes)
         || __builtin_mul_overflow(bytes, layers, &bytes))
         return 0;
     return bytes;
 }
 
-bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim,
+bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim, bon_dtype dtype,
                             size_t blocks, bon_cache **out)
 {
     *out = NULL;
-    const size_t block_bytes = bon_cache_block_bytes(layers, kv_heads, head_dim);
+    const size_t block_bytes = bon_cache_block_bytes(layers, kv_heads, head_dim, dtype);
     size_t bytes;
-    if (block_bytes == 0 || blocks < 1 || blocks >= UINT32_MAX) return BON_ERR_DOMAIN;
+    if (block_bytes == 0 || blocks < 1 || blocks >= UINT32_MAX
+        || !(dtype == BON_F32 || (dtype == BON_BF16 && head_dim % 2 == 0)))
+        return BON_ERR_DOMAIN;
     if (__builtin_mul_overflow(block_bytes, blocks, &bytes)) return BON_ERR_MEMORY;
 
     bon_cache *cache = calloc(1, sizeof *cache);
@@ -55,9 +58,10 @@ bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim,
     cache->layers = layers;
     cache->kv_heads = kv_heads;
     cache->head_dim = head_dim;
-    cache->key_floats = BON_BLOCK * head_dim;
-    cache->head_floats = BON_BLOCK * (head_dim + padded(head_dim));
-    cache->block_floats = block_bytes / sizeof(float);
+    cache->dtype = dtype;
+    cache->key_bytes = BON_BLOCK * head_dim * bon_dtype_size(dtype);
+    cache->head_bytes = block_bytes / layers / kv_heads;
+    cache->block_bytes = block_bytes;
     cache->free_stack = malloc(blocks * sizeof *cache->free_stack);
     cache->references = calloc(blocks, sizeof *cache->references);
     void *arena = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
@@ -85,6 +89,8 @@ void bon_cache_destroy(bon_cache *cache)
     free(cache->references);
     free(cache);
 }
+
+bon_dtype bon_cache_dtype(const bon_cache *cache) { return cache->dtype; }
 
 size_t bon_cache_free_blocks(const bon_cache *cache) { return cache->free_count; }
 
@@ -131,9 +137,8 @@ bon_status bon_seq_fork(bon_cache *cache, const bon_seq *src, bon_seq *dst)
             bon_seq_free(cache, dst);
             return status;
         }
-        memcpy(cache->arena + dst->blocks[full] * cache->block_floats,
-               cache->arena + src->blocks[full] * cache->block_floats,
-               cache->block_floats * sizeof(float));
+        memcpy(cache->arena + dst->blocks[full] * cache->block_bytes,
+               cache->arena + src->blocks[full] * cache->block_bytes, cache->block_bytes);
     }
     dst->length = src->length;
     return BON_OK;
@@ -152,31 +157,56 @@ void bon_seq_free(bon_cache *cache, bon_seq *seq)
 
 /* -- panels ---------------------------------------------------------------- */
 
-float *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head)
+void *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head)
 {
     const size_t at = cache->layers == 1 ? 0 : layer;
-    return cache->arena + block * cache->block_floats
-           + (at * cache->kv_heads + head) * cache->head_floats;
+    return cache->arena + block * cache->block_bytes
+           + (at * cache->kv_heads + head) * cache->head_bytes;
 }
 
-float *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head)
+void *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head)
 {
-    return bon_cache_keys(cache, block, layer, head) + cache->key_floats;
+    return (char *)bon_cache_keys(cache, block, layer, head) + cache->key_bytes;
 }
 
-void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position,
-                     size_t layer, const float *keys, const float *values)
+/* One head of a token; k and v are the panels of its block. */
+static void write_f32(size_t dim, size_t token, const float *keys, const float *values, float *k,
+                      float *v)
 {
-    const size_t dim = cache->head_dim;
+    k += token / BON_PANEL * dim * BON_PANEL + token % BON_PANEL;
+    for (size_t i = 0; i < dim; i++) k[i * BON_PANEL] = keys[i];
+    v += token * BON_PANEL;
+    for (size_t i = 0; i < dim; i++)
+        v[i / BON_PANEL * BON_BLOCK * BON_PANEL + i % BON_PANEL] = values[i];
+}
+
+/* The same, rounded. A pair of values belongs to two tokens, which two threads may be writing. */
+static void write_bf16(size_t dim, size_t token, const float *keys, const float *values,
+                       uint16_t *k, uint16_t *v, bool last)
+{
+    k += token / BON_PANEL * dim * BON_PANEL + token % BON_PANEL * 2;
+    for (size_t i = 0; i < dim; i += 2) {
+        k[i * BON_PANEL] = bon_f32_to_bf16(keys[i]);
+        k[i * BON_PANEL + 1] = bon_f32_to_bf16(keys[i + 1]);
+    }
+    v += token / 2 * 2 * BON_PANEL + token % 2;
+    const bool clear = last && token % 2 == 0;
+    for (size_t i = 0; i < dim; i++) {
+        uint16_t *at = v + i / BON_PANEL * BON_BLOCK * BON_PANEL + i % BON_PANEL * 2;
+        *at = bon_f32_to_bf16(values[i]);
+        if (clear) at[1] = 0;
+    }
+}
+
+void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position, size_t layer,
+                     const float *keys, const float *values, bool last)
+{
+    const size_t dim = cache->head_dim, token = position % BON_BLOCK;
     const uint32_t block = seq->blocks[position / BON_BLOCK];
-    const size_t token = position % BON_BLOCK;
-    for (size_t head = 0; head < cache->kv_heads; head++) {
-        float *k = bon_cache_keys(cache, block, layer, head)
-                   + token / BON_PANEL * dim * BON_PANEL + token % BON_PANEL;
-        for (size_t i = 0; i < dim; i++) k[i * BON_PANEL] = keys[head * dim + i];
-
-        float *v = bon_cache_values(cache, block, layer, head) + token * BON_PANEL;
-        for (size_t i = 0; i < dim; i++)
-            v[i / BON_PANEL * BON_BLOCK * BON_PANEL + i % BON_PANEL] = values[head * dim + i];
+    for (size_t head = 0; head < cache->kv_heads; head++, keys += dim, values += dim) {
+        void *k = bon_cache_keys(cache, block, layer, head);
+        void *v = bon_cache_values(cache, block, layer, head);
+        if (cache->dtype == BON_F32) write_f32(dim, token, keys, values, k, v);
+        else write_bf16(dim, token, keys, values, k, v, last);
     }
 }

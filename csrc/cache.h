@@ -1,12 +1,16 @@
 /* cache.h - keys and values of past tokens, in blocks that sequences share.
  *
  * One arena is cut into blocks of BON_BLOCK tokens. A block holds the keys and
- * values of its tokens for every layer and key-value head, laid out as the
- * float32 panels that bon_panel_multiply (gemm.h) reads, because attention is
- * two products: scores = q K^T and output = p V.
+ * values of its tokens for every layer and key-value head, laid out as panels
+ * that kernels.h reads, because attention is two products: scores = q K^T and
+ * output = p V.
  *
- *   keys    per (layer, head)  BON_BLOCK/16 panels of [head_dim][16]: lane = token
- *   values  per (layer, head)  ceil(head_dim/16) panels of [BON_BLOCK][16]: lane = dimension
+ *            per (layer, head)           float32             bfloat16
+ *   keys     BON_BLOCK/16 panels         [head_dim][16]      [head_dim/2][16][2]     lane = token
+ *   values   ceil(head_dim/16) panels    [BON_BLOCK][16]     [BON_BLOCK/2][16][2]    lane = dimension
+ *
+ * In bfloat16 numbers are rounded to nearest even, and what stands in a pair beside the value of
+ * a last token is 0: a kernel may read it.
  *
  * A sequence (bon_seq) is a table of block numbers and a length. Blocks are
  * counted: a fork shares the full blocks of its parent and copies the last one
@@ -24,6 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "gemm.h"
 #include "status.h"
 
 #define BON_BLOCK 32 /* tokens per block: two panels of keys */
@@ -36,16 +41,16 @@ typedef struct {
     size_t length;    /* tokens written */
 } bon_seq;
 
-/* Bytes of one block; 0 if that overflows. */
-size_t bon_cache_block_bytes(size_t layers, size_t kv_heads, size_t head_dim);
+/* Bytes of one block of BON_F32 or BON_BF16, for which head_dim is even; 0 if that overflows. */
+size_t bon_cache_block_bytes(size_t layers, size_t kv_heads, size_t head_dim, bon_dtype dtype);
 
 /* An arena of `blocks` blocks, 1 <= blocks < 2^32. BON_ERR_MEMORY if the
  * address space is refused. With layers = 1 all layers of a model share one place,
  * each writing over the one before: training needs no more. */
-BON_MUST_CHECK bon_status bon_cache_create(size_t layers, size_t kv_heads,
-                                           size_t head_dim, size_t blocks,
-                                           bon_cache **out);
+BON_MUST_CHECK bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim,
+                                           bon_dtype dtype, size_t blocks, bon_cache **out);
 void bon_cache_destroy(bon_cache *cache); /* accepts NULL */
+bon_dtype bon_cache_dtype(const bon_cache *cache);
 
 size_t bon_cache_free_blocks(const bon_cache *cache);
 static inline size_t bon_blocks_for(size_t tokens)
@@ -63,13 +68,14 @@ BON_MUST_CHECK bon_status bon_seq_fork(bon_cache *cache, const bon_seq *src, bon
 /* Gives all blocks back and frees the table; the sequence is empty again. */
 void bon_seq_free(bon_cache *cache, bon_seq *seq);
 
-/* The panels of a block. Strides: keys [head_dim*16], values [BON_BLOCK*16]. */
-float *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
-float *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
+/* The panels of a block. Strides: keys head_dim*16 numbers, values BON_BLOCK*16. */
+void *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
+void *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
 
 /* Stores one token's keys and values [kv_heads * head_dim] at a position that
- * has been reserved. Does not change the length. */
-void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position,
-                     size_t layer, const float *keys, const float *values);
+ * has been reserved; last: no token follows it so far. Does not change the length. Tokens may be
+ * written by several threads at a time. */
+void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position, size_t layer,
+                     const float *keys, const float *values, bool last);
 
 #endif /* BON_CACHE_H */

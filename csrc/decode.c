@@ -140,8 +140,8 @@ bon_status bon_session_create(const bon_model *model, const bon_session_limits *
     s->chunk_rows = logit_rows(model, s->slots);
     s->scratch_bytes = draw_scratch_bytes(model);
 
-    bon_status status = bon_cache_create(a->layers, a->kv_heads, a->head_dim,
-                                         limits->cache_blocks, &s->cache);
+    bon_status status =
+        bon_model_create_cache(model, a->layers, limits->cache_blocks, &s->cache);
     if (status != BON_OK) goto done;
     s->pass_threads = bon_model_pass_threads(model);
     s->shards = (size_t)(bon_model_threads(model) / s->pass_threads);

@@ -235,7 +235,7 @@ static void write_cache(const bon_pass *pass, size_t layer, const float *turned)
         const bon_run *run = &pass->runs[pass->work->run_of[r]];
         const float *keys = turned + r * bon_qkv_width(a) + bon_q_width(a);
         bon_cache_write(pass->cache, run->own, run->own->length + (r - run->first_row), layer,
-                        keys, keys + bon_kv_width(a));
+                        keys, keys + bon_kv_width(a), r + 1 == run->first_row + run->rows);
     }
 }
 
@@ -282,6 +282,14 @@ void bon_forward_begin(bon_pass *pass, const int32_t *tokens, float *x)
     find_turns(a, work->positions, pass->rows, work->turns, work->threads);
 }
 
+/* Attention multiplies as the product before it does, where the cache allows that. */
+static bool multiplies_pairs(const bon_pass *pass, const bon_layer *layer)
+{
+    return bon_cache_dtype(pass->cache) == BON_BF16
+           && bon_matrix_route(layer->qkv.weight, pass->phase) == BON_ROUTE_DOT
+           && bon_route_available(BON_ROUTE_DOT, BON_BF16);
+}
+
 bon_status bon_forward_layer(const bon_pass *pass, size_t layer, const bon_results *at)
 {
     const bon_arch *a = &pass->model->arch;
@@ -296,8 +304,9 @@ bon_status bon_forward_layer(const bon_pass *pass, size_t layer, const bon_resul
     if ((status = project(pass, &w->qkv, h, hidden, at->qkv)) != BON_OK) return status;
     bon_turn_rows(pass, layer, at->qkv, at->turned);
     write_cache(pass, layer, at->turned);
-    bon_attention(pass->cache, a, layer, pass->runs, pass->n_runs, at->turned, bon_qkv_width(a),
-                  at->attended, pass->work->attention, pass->context, threads);
+    bon_attention(pass->cache, multiplies_pairs(pass, w), a, layer, pass->runs, pass->n_runs,
+                  at->turned, bon_qkv_width(a), at->attended, pass->work->attention, pass->context,
+                  threads);
     status = project(pass, &w->o, at->attended, bon_q_width(a), at->o);
     if (status != BON_OK) return status;
     add_residual(pass, at->middle, at->x, at->o, w->attn_post_norm);

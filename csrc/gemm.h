@@ -34,8 +34,8 @@
  *             implementations from AVX-512 on: f32, and bf16 with AVX512_BF16.
  *
  * Nothing outside gemm.c, products.c, their kernels and onednn.c knows what a panel looks
- * like, except where float32 panels are worked on as bare arrays: panels.h and adamw.h for
- * training, and attention.c, which lays out its cache so (bon_panel_*, below).
+ * like, except where panels are worked on as bare arrays: panels.h, adamw.h and
+ * attention_grad.c for training, and cache.h, whose panels attention.c gives to the kernels.
  */
 #ifndef BON_GEMM_H
 #define BON_GEMM_H
@@ -129,7 +129,7 @@ BON_MUST_CHECK bon_status bon_matrix_multiply(const bon_matrix *matrix, bon_phas
                                               const float *x, size_t rows, size_t ldx,
                                               float *y, size_t ldy, int threads);
 
-/* Single-thread product with bare float32 panels (attention's cache).
+/* Single-thread product with bare float32 panels.
  *   panels  count panels of [k][16], panel p at panels + p*stride (in floats)
  *   y       [rows, ldy]; panel p writes columns 16p..16p+15
  *   accumulate  continue the chains from y instead of from 0 */

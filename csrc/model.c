@@ -388,6 +388,24 @@ bon_matrix *bon_model_matrix(bon_model *model, size_t i, const char **name)
     return i == 0 && model->embed != model->head ? model->embed : NULL;
 }
 
+static bon_dtype cache_dtype(const bon_model *model)
+{
+    return model->dtype == BON_F32 ? BON_F32 : BON_BF16;
+}
+
+bon_status bon_model_create_cache(const bon_model *model, size_t layers, size_t blocks,
+                                  bon_cache **out)
+{
+    const bon_arch *a = &model->arch;
+    return bon_cache_create(layers, a->kv_heads, a->head_dim, cache_dtype(model), blocks, out);
+}
+
+size_t bon_model_block_bytes(const bon_model *model, size_t layers)
+{
+    const bon_arch *a = &model->arch;
+    return bon_cache_block_bytes(layers, a->kv_heads, a->head_dim, cache_dtype(model));
+}
+
 size_t bon_model_bytes(const bon_model *model)
 {
     size_t bytes = 0;

@@ -80,6 +80,12 @@ bon_dtype bon_model_dtype(const bon_model *model);
 int bon_model_threads(const bon_model *model);
 size_t bon_model_bytes(const bon_model *model); /* of packed weights */
 
+/* A cache for a model's keys and values (cache.h): of float32 for weights of float32, else of
+ * bfloat16. layers: all, or 1. And the bytes of one of its blocks; 0 if that overflows. */
+BON_MUST_CHECK bon_status bon_model_create_cache(const bon_model *model, size_t layers,
+                                                 size_t blocks, bon_cache **out);
+size_t bon_model_block_bytes(const bon_model *model, size_t layers);
+
 /* Threads that pay inside one forward pass: 1 for a model so small that waking
  * threads for each product would cost more than the products. */
 int bon_model_pass_threads(const bon_model *model);

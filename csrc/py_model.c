@@ -678,8 +678,8 @@ static PyObject *Model_fine_rows(ModelObject *self, void *Py_UNUSED(closure))
 
 static PyObject *Model_block_bytes(ModelObject *self, void *Py_UNUSED(closure))
 {
-    const bon_arch *a = bon_model_arch(self->model);
-    return PyLong_FromSize_t(bon_cache_block_bytes(a->layers, a->kv_heads, a->head_dim));
+    return PyLong_FromSize_t(
+        bon_model_block_bytes(self->model, bon_model_arch(self->model)->layers));
 }
 
 static PyMethodDef Model_methods[] = {

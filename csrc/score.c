@@ -27,8 +27,7 @@ static bool tokens_are_known(const bon_model *model, const int32_t *tokens, size
 
 static bon_status make_cache(const bon_model *model, size_t blocks, bon_cache **cache)
 {
-    const bon_arch *a = bon_model_arch(model);
-    return bon_cache_create(a->layers, a->kv_heads, a->head_dim, blocks, cache);
+    return bon_model_create_cache(model, bon_model_arch(model)->layers, blocks, cache);
 }
 
 bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_t len,
@@ -238,7 +237,7 @@ size_t bon_score_bytes(const bon_model *model, size_t prompt_len, const size_t *
     const scorer s = {.model = model, .prompt_len = prompt_len, .lengths = lengths,
                       .count = count};
     return bon_work_bytes(model, BON_CHUNK, BON_CHUNK, context_of(&s))
-           + cache_blocks(&s) * bon_cache_block_bytes(a->layers, a->kv_heads, a->head_dim)
+           + cache_blocks(&s) * bon_model_block_bytes(model, a->layers)
            + (a->labels == 0 ? LOGIT_ROWS * a->vocab * sizeof(float) : 0);
 }
 

@@ -22,6 +22,8 @@
 #include <immintrin.h>
 #include <math.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 #define BON_LANES 8
 
@@ -83,6 +85,36 @@ static inline double bon_sum8_total(const bon_sum8 *sum)
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four),
                                    _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+/* -- bfloat16 ---------------------------------------------------------------- */
+
+/* x rounded to bfloat16, to nearest even as bon_f32_to_bf16 does, and still float32. */
+static inline __m256 bon_round_bf16(__m256 x)
+{
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(_mm256_add_epi32(bits, half)),
+                                            _mm256_castsi256_ps(quiet), nan);
+    return _mm256_and_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000u)));
+}
+
+/* Sixteen bfloat16: those of a, and behind them those of b, both rounded before. */
+static inline __m256i bon_pack_bf16(__m256 a, __m256 b)
+{
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
+    const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(b), 16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
+
+/* The first count of x, rounded before. */
+static inline void bon_store_first_bf16(uint16_t *p, size_t count, __m256 x)
+{
+    const __m128i all = _mm256_castsi256_si128(bon_pack_bf16(x, x));
+    memcpy(p, &all, (count < BON_LANES ? count : BON_LANES) * sizeof *p);
 }
 
 /* -- functions of 8 floats ------------------------------------------------- */
@@ -219,6 +251,32 @@ static inline float bon_vec_exp_sum(float *x, size_t n, float shift)
     return (float)bon_sum8_total(&sum);
 }
 
+/* out [n] = exp(x - shift) in bfloat16, shift finite; returns the sum of these. out may begin
+ * where x does, or before. */
+static inline float bon_vec_exp_sum_bf16(const float *x, size_t n, float shift, uint16_t *out)
+{
+    const __m256 by = _mm256_set1_ps(shift);
+    bon_sum8 sum = bon_sum8_zero();
+    size_t i = 0;
+    for (; i + 4 * BON_LANES <= n; i += 4 * BON_LANES) {
+        __m256 e[4];
+        for (size_t j = 0; j < 4; j++)
+            e[j] = bon_round_bf16(
+                bon_exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i + j * BON_LANES), by)));
+        for (size_t j = 0; j < 4; j += 2)
+            _mm256_storeu_si256((__m256i_u *)(void *)(out + i + j * BON_LANES),
+                                bon_pack_bf16(e[j], e[j + 1]));
+        bon_sum8_add(&sum, _mm256_add_ps(_mm256_add_ps(e[0], e[1]), _mm256_add_ps(e[2], e[3])));
+    }
+    for (; i < n; i += BON_LANES) {
+        const __m256 v = _mm256_sub_ps(bon_load_first(x + i, n - i, -INFINITY), by);
+        const __m256 e = bon_round_bf16(bon_exp8(v));
+        bon_store_first_bf16(out + i, n - i, e);
+        bon_sum8_add(&sum, e);
+    }
+    return (float)bon_sum8_total(&sum);
+}
+
 /* -- maps of a row --------------------------------------------------------- */
 
 /* log of the sum of exp(factor * x); x [n], n >= 1, none NaN, at least one finite. */
@@ -241,6 +299,16 @@ static inline void bon_vec_scale(float *x, size_t n, float factor)
     const __m256 by = _mm256_set1_ps(factor);
     for (size_t i = 0; i < n; i += BON_LANES)
         bon_store_first(x + i, n - i, _mm256_mul_ps(bon_load_first(x + i, n - i, 0.0f), by));
+}
+
+/* out [n] = factor * x in bfloat16. */
+static inline void bon_vec_scale_bf16(const float *x, size_t n, float factor, uint16_t *out)
+{
+    const __m256 by = _mm256_set1_ps(factor);
+    for (size_t i = 0; i < n; i += BON_LANES) {
+        const __m256 v = _mm256_mul_ps(bon_load_first(x + i, n - i, 0.0f), by);
+        bon_store_first_bf16(out + i, n - i, bon_round_bf16(v));
+    }
 }
 
 /* x [n] = softmax(x); at least one entry finite, -inf gets 0. */

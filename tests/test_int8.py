@@ -2,7 +2,8 @@
 
 The rounding is done once more in NumPy, and the model with the rounded weights computed in
 float32, which test_parity.py compares with transformers: what is left is the rounding of
-activations. Products are tested against whole numbers in tests/c/test_int8.c, the same-bits rule in
+activations to 12 bits (2e-3 of the largest logit here), and of keys and values to bfloat16 (6e-3).
+Products are tested against whole numbers in tests/c/test_int8.c, the same-bits rule in
 test_same_bits.py.
 """
 
@@ -53,7 +54,7 @@ def test_logits_are_those_of_the_rounded_weights(tiny, name):
         exact._model.set(slot, layer, want)
     ids = np.random.default_rng(3).integers(0, MODELS[name]["vocab_size"], CONTEXT)
     want = exact.logits(ids)
-    assert np.abs(int8.logits(ids) - want).max() < 5e-3 * np.abs(want).max()
+    assert np.abs(int8.logits(ids) - want).max() < 1e-2 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

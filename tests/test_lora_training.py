@@ -98,8 +98,9 @@ def test_only_adapters_move_and_the_saved_model_has_them_merged(tiny, tmp_path, 
     lm.save(tmp_path / "merged")
     merged = bon.LM.load(tmp_path / "merged", dtype="float32")
     tokens = np.arange(1, 40)
+    error = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]  # there keys and values are rounded
     np.testing.assert_allclose(merged.logits(tokens), lm.logits(tokens), rtol=0,
-                               atol=2e-5 * np.abs(lm.logits(tokens)).max())
+                               atol=error * np.abs(lm.logits(tokens)).max())
     assert merged.fingerprint != bon.LM.load(tiny("llama3", dtype=dtype)).fingerprint
 
 

@@ -54,21 +54,23 @@ static void run_to_end(bon_session *session)
 static void test_sequences_share_and_copy_blocks(void)
 {
     bon_cache *cache;
-    CHECK(bon_cache_create(1, 1, 4, 6, &cache) == BON_OK);
+    CHECK(bon_cache_create(1, 1, 4, BON_F32, 6, &cache) == BON_OK);
     bon_seq a = {0}, b = {0}, c = {0};
     const float keys[4] = {1, 2, 3, 4}, other[4] = {5, 6, 7, 8};
     CHECK(bon_seq_reserve(cache, &a, BON_BLOCK + 1) == BON_OK);
     CHECK(bon_cache_free_blocks(cache) == 4);
-    bon_cache_write(cache, &a, BON_BLOCK, 0, keys, keys);
+    bon_cache_write(cache, &a, BON_BLOCK, 0, keys, keys, true);
     a.length = BON_BLOCK + 1;
 
     CHECK(bon_seq_fork(cache, &a, &b) == BON_OK);
     CHECK(b.blocks[0] == a.blocks[0] && b.blocks[1] != a.blocks[1]);
     CHECK(bon_cache_free_blocks(cache) == 3);
-    CHECK(bon_cache_keys(cache, b.blocks[1], 0, 0)[16] == 2);
-    bon_cache_write(cache, &b, BON_BLOCK, 0, other, other);
-    CHECK(bon_cache_keys(cache, a.blocks[1], 0, 0)[16] == 2);
-    CHECK(bon_cache_values(cache, b.blocks[1], 0, 0)[3] == 8);
+    const float *const of_a = bon_cache_keys(cache, a.blocks[1], 0, 0);
+    const float *const of_b = bon_cache_keys(cache, b.blocks[1], 0, 0);
+    CHECK(of_b[16] == 2);
+    bon_cache_write(cache, &b, BON_BLOCK, 0, other, other, true);
+    CHECK(of_a[16] == 2);
+    CHECK(((const float *)bon_cache_values(cache, b.blocks[1], 0, 0))[3] == 8);
 
     CHECK(bon_seq_reserve(cache, &c, 4 * BON_BLOCK) == BON_ERR_FULL);
     CHECK(c.count == 0 && bon_cache_free_blocks(cache) == 3);
@@ -86,7 +88,7 @@ static void test_the_panels_of_a_block(void)
 {
     enum { HEAD_DIM = 20, TOKEN = 19 };
     bon_cache *cache;
-    CHECK(bon_cache_create(2, 2, HEAD_DIM, 2, &cache) == BON_OK);
+    CHECK(bon_cache_create(2, 2, HEAD_DIM, BON_F32, 2, &cache) == BON_OK);
     bon_seq seq = {0};
     CHECK(bon_seq_reserve(cache, &seq, 2 * BON_BLOCK) == BON_OK);
     float keys[2 * HEAD_DIM], values[2 * HEAD_DIM];
@@ -94,10 +96,12 @@ static void test_the_panels_of_a_block(void)
         keys[i] = (float)i;
         values[i] = (float)-i;
     }
-    bon_cache_write(cache, &seq, BON_BLOCK + TOKEN, 1, keys, values);
+    bon_cache_write(cache, &seq, BON_BLOCK + TOKEN, 1, keys, values, true);
     for (size_t head = 0; head < 2; head++) {
-        const float *k = bon_cache_keys(cache, seq.blocks[1], 1, head) + TOKEN / 16 * HEAD_DIM * 16;
-        const float *v = bon_cache_values(cache, seq.blocks[1], 1, head) + TOKEN * 16;
+        const float *k = bon_cache_keys(cache, seq.blocks[1], 1, head);
+        const float *v = bon_cache_values(cache, seq.blocks[1], 1, head);
+        k += TOKEN / 16 * HEAD_DIM * 16;
+        v += TOKEN * 16;
         for (size_t i = 0; i < HEAD_DIM; i++) {
             CHECK(k[i * 16 + TOKEN % 16] == keys[head * HEAD_DIM + i]);
             CHECK(v[i / 16 * BON_BLOCK * 16 + i % 16] == values[head * HEAD_DIM + i]);
@@ -111,7 +115,7 @@ static void test_a_destroyed_cache_gives_its_addresses_back(void)
 {
     for (int i = 0; i < 100; i++) { /* of 2 TB each: together more than there are */
         bon_cache *cache;
-        CHECK(bon_cache_create(1, 1, 1 << 16, 1 << 17, &cache) == BON_OK);
+        CHECK(bon_cache_create(1, 1, 1 << 16, BON_F32, 1 << 17, &cache) == BON_OK);
         bon_cache_destroy(cache);
     }
 }
@@ -119,10 +123,13 @@ static void test_a_destroyed_cache_gives_its_addresses_back(void)
 static void test_cache_sizes_that_overflow_are_refused(void)
 {
     bon_cache *cache;
-    CHECK(bon_cache_block_bytes(SIZE_MAX / 2, 8, 64) == 0);
-    CHECK(bon_cache_create(SIZE_MAX / 2, 8, 64, 1, &cache) == BON_ERR_DOMAIN);
-    CHECK(bon_cache_create((size_t)1 << 40, 8, 64, 1 << 20, &cache) == BON_ERR_MEMORY);
+    CHECK(bon_cache_block_bytes(SIZE_MAX / 2, 8, 64, BON_BF16) == 0);
+    CHECK(bon_cache_create(SIZE_MAX / 2, 8, 64, BON_F32, 1, &cache) == BON_ERR_DOMAIN);
+    CHECK(bon_cache_create((size_t)1 << 40, 8, 64, BON_F32, 1 << 20, &cache) == BON_ERR_MEMORY);
+    CHECK(bon_cache_create(1, 1, 5, BON_BF16, 1, &cache) == BON_ERR_DOMAIN); /* pairs of 5 */
+    CHECK(bon_cache_create(1, 1, 4, BON_I8, 1, &cache) == BON_ERR_DOMAIN);
     CHECK(cache == NULL);
+    CHECK(2 * bon_cache_block_bytes(3, 2, 20, BON_BF16) == bon_cache_block_bytes(3, 2, 20, BON_F32));
     bon_cache_destroy(NULL);
 }
 

@@ -59,7 +59,7 @@ static void scores_of(const bon_model *model, const int32_t *tokens, size_t len,
     bon_seq seq = {0};
     const float *hidden;
     CHECK(bon_work_create(model, 1, &work) == BON_OK);
-    CHECK(bon_cache_create(LAYERS, 2, 6, bon_blocks_for(len), &cache) == BON_OK);
+    CHECK(bon_model_create_cache(model, LAYERS, bon_blocks_for(len), &cache) == BON_OK);
     CHECK(bon_model_prefill(model, work, cache, tokens, len, &seq, NULL, &hidden) == BON_OK);
     bon_model_scores(model, hidden + (len - 1) % BON_CHUNK * HIDDEN, 1, scores);
     bon_seq_free(cache, &seq);
