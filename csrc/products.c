@@ -166,8 +166,8 @@ static void put_row(const int32_t *sums, size_t count, uint32_t added, float t,
             y[j] = t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
 }
 
-/* Panels panel..panel+count-1 for rows row..row+rows-1 of x, by way of a block of y of their own:
- * rows of y itself may lie pages apart, and the last panel may be wider than y. */
+/* Panels panel..panel+count-1 for rows row..row+rows-1 of x. Sums of whole numbers, and a last
+ * panel that is wider than y, go by way of a block of their own. */
 static void multiply_block(const product *p, size_t panel, size_t count, const input *in,
                            size_t row, size_t rows, float *y, size_t ldy)
 {
@@ -178,10 +178,14 @@ static void multiply_block(const product *p, size_t panel, size_t count, const i
     const bon_matrix *m = p->m;
     const size_t columns = count * BON_PANEL, column = panel * BON_PANEL;
     const size_t used = bon_smaller(columns, m->n - column);
-    const size_t size = bon_dtype_size(m->dtype);
-    multiply_panels(p, (const char *)m->data + column * m->padded_k * size, count, in, row, rows,
-                    &block, columns);
+    const void *panels =
+        (const char *)m->data + column * m->padded_k * bon_dtype_size(m->dtype);
     y += column;
+    if (m->dtype != BON_I8 && used == columns) {
+        multiply_panels(p, panels, count, in, row, rows, y + row * ldy, ldy);
+        return;
+    }
+    multiply_panels(p, panels, count, in, row, rows, &block, columns);
     for (size_t r = 0; r < rows; r++) {
         float *to = y + (in->row ? in->row[row + r] : row + r) * ldy;
         if (m->dtype == BON_I8)
@@ -216,7 +220,8 @@ static void add_fine(const product *p, size_t panel, const input *in, size_t row
 static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
     const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;
-    return bon_smaller(bon_round_up(panels / (4 * threads) + 1, 2), most);
+    const size_t even = panels / (4 * threads) / 2 * 2;
+    return bon_smaller(even < 2 ? 2 : even, most);
 }
 
 static void multiply(const product *p, float *y, size_t ldy, int threads)
