@@ -35,6 +35,7 @@
 #define MAX_VECS (4 * VECS)
 #define FEW_TILES 8 /* more of them do not ask for the panels that come next */
 #define BLOCK 512 /* lines */
+#define TURNS 8   /* of a tile's loop between which it asks */
 #define LINE 64 /* bytes: one word of each lane, an input of float32, 2 of bfloat16, 4 of int8 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
@@ -155,10 +156,13 @@ INLINE void tile_words(size_t R, size_t W, bool ask, const task *t)
     cursor c = start(R, t);
     begin(R, W, t, acc);
     size_t i = 0;
-    for (; i + 4 <= t->k; i += 4) {
+    while (i + 4 <= t->k) {
+        const size_t turns = (t->k - i) / 4 < TURNS ? (t->k - i) / 4 : TURNS;
         if (ask) prefetch(W, t, &c);
-        UNROLL for (size_t line = 0; line < 4; line++) line_words(R, W, t, &c, line, acc);
-        go_on(R, &c, 4, 4);
+        for (const size_t stop = i + 4 * turns; i < stop; i += 4) {
+            UNROLL for (size_t line = 0; line < 4; line++) line_words(R, W, t, &c, line, acc);
+            go_on(R, &c, 4, 4);
+        }
     }
     for (; i < t->k; i++) {
         line_words(R, W, t, &c, 0, acc);
@@ -188,10 +192,13 @@ INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
     cursor c = start(R, t);
     begin(R, W, t, acc);
     size_t i = 0;
-    for (; i + 4 <= t->k; i += 4) {
+    while (i + 4 <= t->k) {
+        const size_t turns = (t->k - i) / 4 < TURNS ? (t->k - i) / 4 : TURNS;
         if (ask) prefetch(W, t, &c);
-        UNROLL for (size_t line = 0; line < 2; line++) line_bf16(R, W, t, &c, line, true, acc);
-        go_on(R, &c, 2, 4);
+        for (const size_t stop = i + 4 * turns; i < stop; i += 4) {
+            UNROLL for (size_t line = 0; line < 2; line++) line_bf16(R, W, t, &c, line, true, acc);
+            go_on(R, &c, 2, 4);
+        }
     }
     for (; i + 2 <= t->k; i += 2) {
         line_bf16(R, W, t, &c, 0, true, acc);
@@ -233,10 +240,13 @@ INLINE void tile_i8(size_t R, size_t W, bool ask, const task *t)
     cursor c = start(R, t);
     begin(R, W, t, acc);
     size_t i = 0;
-    for (; i + 8 <= t->k; i += 8) {
+    while (i + 8 <= t->k) {
+        const size_t turns = (t->k - i) / 8 < TURNS ? (t->k - i) / 8 : TURNS;
         if (ask) prefetch(W, t, &c);
-        UNROLL for (size_t line = 0; line < 2; line++) line_i8(R, W, t, &c, line, acc);
-        go_on(R, &c, 2, 4);
+        for (const size_t stop = i + 8 * turns; i < stop; i += 8) {
+            UNROLL for (size_t line = 0; line < 2; line++) line_i8(R, W, t, &c, line, acc);
+            go_on(R, &c, 2, 4);
+        }
     }
     if (i < t->k) line_i8(R, W, t, &c, 0, acc);
     end(R, W, t, acc);
@@ -308,7 +318,7 @@ static void block(task t, const shape *s, size_t rows, const char *next)
 {
     const size_t tiles = (rows + s->rows - 1) / s->rows;
     t.ahead = next;
-    t.hurry = next ? t.lines * LINE / tiles : 0;
+    t.hurry = next ? TURNS * t.lines * LINE / tiles : 0;
     t.asks = (t.hurry + LINE - 1) / LINE;
     void (*const tile)(const task *, size_t) = tiles > FEW_TILES ? s->many : s->few;
     for (size_t left = tiles; left > 0; left--) {
@@ -316,7 +326,7 @@ static void block(task t, const shape *s, size_t rows, const char *next)
         tile(&t, height);
         t.x += height * t.ldx;
         t.y += height * t.ldy;
-        if (next) t.ahead += t.k / (t.inputs * t.lines) * t.hurry;
+        if (next) t.ahead += t.k / (t.inputs * t.lines) * t.hurry / TURNS;
         rows -= height;
     }
 }

@@ -48,55 +48,62 @@ static char *allocate(product *p, size_t rows, size_t bytes)
     return p->memory = malloc(all);
 }
 
+/* Numbers from row to row: an odd number of cache lines, so that the rows of a tile do not meet
+ * in the same sets of the L1 cache. */
+static size_t row_length(size_t numbers, size_t size)
+{
+    return ((numbers * size + 63) / 64 | 1) * 64 / size;
+}
+
 static bon_status round_bf16(product *p, const float *x, size_t rows, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k;
-    uint16_t *out = (uint16_t *)(void *)allocate(p, rows, padded * sizeof *out);
+    const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, sizeof(uint16_t));
+    uint16_t *out = (uint16_t *)(void *)allocate(p, rows, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
     for (long r = 0; r < (long)rows; r++) {
-        uint16_t *to = out + (size_t)r * padded;
+        uint16_t *to = out + (size_t)r * length;
         for (size_t i = 0; i < k; i++) to[i] = bon_f32_to_bf16(x[(size_t)r * ldx + i]);
         memset(to + k, 0, (padded - k) * sizeof *to);
     }
-    p->first = (input){.x = out, .count = rows, .ldx = padded, .size = sizeof *out};
+    p->first = (input){.x = out, .count = rows, .ldx = length, .size = sizeof *out};
     return BON_OK;
 }
 
 /* To 12 bits. */
 static bon_status round_i8_tile(product *p, const float *x, size_t rows, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k;
-    int16_t *out = (int16_t *)(void *)allocate(p, rows, padded * sizeof *out);
+    const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, sizeof(int16_t));
+    int16_t *out = (int16_t *)(void *)allocate(p, rows, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
-    float *scale = (float *)(void *)(out + rows * padded);
+    float *scale = (float *)(void *)(out + rows * length);
     const int levels = bon_i8_levels(padded);
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
     for (long r = 0; r < (long)rows; r++)
         scale[r] = bon_i8_activations(x + (size_t)r * ldx, k, padded, levels,
-                                      out + (size_t)r * padded);
+                                      out + (size_t)r * length);
     p->first =
-        (input){.x = out, .count = rows, .ldx = padded, .size = sizeof *out, .scale = scale};
+        (input){.x = out, .count = rows, .ldx = length, .size = sizeof *out, .scale = scale};
     return BON_OK;
 }
 
 /* To 8 bits, and rough rows to a second digit of 8. */
 static bon_status round_i8_dot(product *p, const float *x, size_t rows, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k;
-    int8_t *digits = (int8_t *)allocate(p, rows, 2 * padded);
+    const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, 1);
+    int8_t *digits = (int8_t *)allocate(p, rows, 2 * length);
     if (!digits) return BON_ERR_MEMORY;
-    int8_t *fine = digits + rows * padded;
-    size_t *row = (size_t *)(void *)(digits + 2 * rows * padded), count = 0;
+    int8_t *fine = digits + rows * length;
+    size_t *row = (size_t *)(void *)(digits + 2 * rows * length), count = 0;
     float *scale = (float *)(void *)(row + rows), *fine_scale = scale + rows;
     uint32_t *added = (uint32_t *)(void *)(fine_scale + rows), *fine_added = added + rows;
     bool *rough = (bool *)(fine_added + rows);
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
     for (long r = 0; r < (long)rows; r++)
-        scale[r] = bon_i8_digits(x + (size_t)r * ldx, k, padded, digits + (size_t)r * padded,
+        scale[r] = bon_i8_digits(x + (size_t)r * ldx, k, padded, digits + (size_t)r * length,
                                  &added[r], &rough[r]);
     for (size_t r = 0; r < rows; r++)
         if (rough[r]) row[count++] = r;
@@ -105,11 +112,11 @@ static bon_status round_i8_dot(product *p, const float *x, size_t rows, size_t l
     for (long i = 0; i < (long)count; i++)
         fine_scale[i] =
             bon_i8_second_digits(x + row[i] * ldx, k, padded, scale[row[i]],
-                                 digits + row[i] * padded, fine + (size_t)i * padded,
+                                 digits + row[i] * length, fine + (size_t)i * length,
                                  &fine_added[i]);
-    p->first = (input){.x = digits, .count = rows, .ldx = padded, .size = 1, .scale = scale,
+    p->first = (input){.x = digits, .count = rows, .ldx = length, .size = 1, .scale = scale,
                        .added = added};
-    p->second = (input){.x = fine, .count = count, .ldx = padded, .size = 1, .row = row,
+    p->second = (input){.x = fine, .count = count, .ldx = length, .size = 1, .row = row,
                         .scale = fine_scale, .added = fine_added};
     return BON_OK;
 }
