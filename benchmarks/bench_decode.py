@@ -31,7 +31,8 @@ max(bytes of weights / read speed, operations / product speed), and the highest 
 of each process beside the weights and the cache that the task needs. For int8 the weights
 count one byte each, and products with weights may run at four times the measured float32 speed,
 since a register holds four times as many numbers (vpmaddubsw, vpdpbusd; not AMX, which does more);
-for bfloat16 at twice that speed on AMD's processors with vdpbf16ps (nor does this know of AMX).
+for bfloat16, and for attention beside int8, at twice that speed on AMD's processors with vdpbf16ps
+(nor does this know of AMX).
 """
 
 import argparse
@@ -243,10 +244,11 @@ def task_size(config, options):
 
 
 def limit_of(task, name, options, products, reads):
-    """Tokens/s that no program exceeds whose weights are of this size and attention float32."""
+    """Tokens/s that no program exceeds whose weights are of this size."""
     bf16 = "bfloat16" in name or (options["dtype"] == "bfloat16" and "float32" not in name)
     faster = INT8_SPEED if name in ONE_BYTE else BF16_SPEED if bf16 else 1
-    work = options["n"] * (task["operations"] / faster + task["attention"])
+    attention = task["attention"] / (BF16_SPEED if bf16 or name in ONE_BYTE else 1)
+    work = options["n"] * (task["operations"] / faster + attention)
     return options["n"] / max(task["weights"][name] / reads, work / products)
 
 

@@ -48,7 +48,7 @@ def load_by(route, path):
     with (tempfile.TemporaryDirectory() as cache,
           mock.patch.dict("os.environ", BONAWARE_CACHE=cache),
           mock.patch.multiple(routes, SMALL=0,
-                                _fastest=lambda _, products, __: dict.fromkeys(products, route))):
+                              _fastest=lambda _, products, __: dict.fromkeys(products, route))):
         return bon.LM.load(path, dtype="int8")
 
 

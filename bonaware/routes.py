@@ -2,8 +2,8 @@
 
 A route (csrc/gemm.h) is chosen per (machine, dtype, shape, phase), never by the number of rows or
 of threads, so that a sample's bits depend on neither. The measurement takes
-milliseconds per shape; its result is cached, because choosing anew could choose otherwise, and
-two routes differ in how they round activations.
+a tenth of a second per product, longer where one is large; its result is cached, because choosing
+anew could choose otherwise, and two routes differ in how they round activations.
 """
 
 import json

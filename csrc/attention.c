@@ -142,9 +142,9 @@ static void score_blocks(const setting *s, const bon_seq *seq, size_t from, size
                  scores + b * BON_BLOCK, ld, false);
 }
 
-/* out[rows] += sum over tokens from..to-1 of weight[row][t] * value t; starts from 0
- * unless `accumulate`. Token 0 is column `column`. Whole blocks below `from` do not take part; p is 0 for
- * tokens of the first block that lie below it. */
+/* out[rows] += sum over tokens from..to-1 of weight[row][t] * value t; starts from 0 unless
+ * `accumulate`. Token 0 is column `column`. Whole blocks below `from` do not take part; weights
+ * are 0 for tokens of the first block that lie below it. */
 static bool value_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
                          const float *weights, size_t column, size_t ld, float *out, size_t rows,
                          bool accumulate)

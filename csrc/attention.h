@@ -9,7 +9,7 @@
  * their scores against the prompt are one matrix product. A row's result
  * depends on that row, its prefix and its own tokens, and not on its
  * neighbours: every sum runs over the columns of the row in their fixed order,
- * and columns that only a neighbour sees have probability exactly 0.
+ * and columns that only a neighbour sees have weight exactly 0.
  */
 #ifndef BON_ATTENTION_H
 #define BON_ATTENTION_H
@@ -39,8 +39,8 @@ size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t runs,
 
 /* out[row] = attention of q[row] in one layer, all heads.
  *
- *   dot      with a cache of bfloat16: queries and the softmax's weights are rounded to bfloat16 too,
- *            and products are the processor's (kernels.h); else both stay float32
+ *   dot      with a cache of bfloat16: queries and the softmax's weights are rounded to
+ *            bfloat16 too, and products are the processor's (kernels.h); else both stay float32
  *   q        [rows, ldq >= heads*head_dim], after rope; the runs' keys and values
  *            of this layer are in the cache already
  *   out      [rows, heads*head_dim]; may not overlap q

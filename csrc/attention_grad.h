@@ -18,7 +18,8 @@
  *
  * The prompt's dk and dv collect from its own rows and from those of all branches.
  *
- * p is computed again from q and k instead of being kept since the forward pass.
+ * p is computed again from q and k instead of being kept since the forward pass, from both as
+ * float32, also where the forward pass rounded them to bfloat16: its rounding is passed over.
  * Sums of a product are float32 chains (gemm.h), those over a softmax in double.
  * Every sum has one order, so results do not depend on the number of threads, and
  * those of a tree do not depend on the other trees.

@@ -5,12 +5,12 @@
  * that kernels.h reads, because attention is two products: scores = q K^T and
  * output = p V.
  *
- *            per (layer, head)           float32             bfloat16
- *   keys     BON_BLOCK/16 panels         [head_dim][16]      [head_dim/2][16][2]     lane = token
- *   values   ceil(head_dim/16) panels    [BON_BLOCK][16]     [BON_BLOCK/2][16][2]    lane = dimension
+ *           per (layer, head)          float32          bfloat16
+ *   keys    BON_BLOCK/16 panels        [head_dim][16]   [head_dim/2][16][2]    lane = token
+ *   values  ceil(head_dim/16) panels   [BON_BLOCK][16]  [BON_BLOCK/2][16][2]   lane = dimension
  *
  * In bfloat16 numbers are rounded to nearest even, and what stands in a pair beside the value of
- * a last token is 0: a kernel may read it.
+ * a token that was written as the last is 0: a kernel may read it.
  *
  * A sequence (bon_seq) is a table of block numbers and a length. Blocks are
  * counted: a fork shares the full blocks of its parent and copies the last one
@@ -25,6 +25,7 @@
 #ifndef BON_CACHE_H
 #define BON_CACHE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 

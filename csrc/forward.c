@@ -282,7 +282,7 @@ void bon_forward_begin(bon_pass *pass, const int32_t *tokens, float *x)
     find_turns(a, work->positions, pass->rows, work->turns, work->threads);
 }
 
-/* Attention multiplies as the product before it does, where the cache allows that. */
+/* Attention multiplies as the product before it does, where cache and machine allow that. */
 static bool multiplies_pairs(const bon_pass *pass, const bon_layer *layer)
 {
     return bon_cache_dtype(pass->cache) == BON_BF16

@@ -139,7 +139,7 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
 
 /* Seconds that one product takes by a route now, infinite where the route cannot serve the
  * matrix: best of `repeats`, with `rows` rows of x. From BON_PREFILL_ROWS rows on it is a
- * product of the prefill. The matrix keeps its routes. Used once per shape at load to choose. */
+ * product of the prefill. The matrix keeps its routes. Used at load to choose. */
 BON_MUST_CHECK bon_status bon_matrix_measure(bon_matrix *matrix, bon_route route,
                                              size_t rows, int repeats, int threads,
                                              double *seconds);

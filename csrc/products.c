@@ -17,6 +17,7 @@
 #define X_BLOCK (192 << 10)   /* bytes of x in a block: an L2 has 512 KiB */
 #define Y_BLOCK 1536          /* rows times panels of y in a block: 96 KiB */
 #define GROUP 16              /* most panels dealt to a thread at a time */
+#define FEW_ROWS 4            /* kernels then take four panels side by side */
 #define SERIAL_WORK 200000    /* multiply-adds below which threads do not pay */
 
 /* -- rows of x ------------------------------------------------------------- */
@@ -57,7 +58,8 @@ static size_t row_length(size_t numbers, size_t size)
 
 static bon_status round_bf16(product *p, const float *x, size_t rows, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, sizeof(uint16_t));
+    const size_t k = p->m->k, padded = p->m->padded_k;
+    const size_t length = row_length(padded, sizeof(uint16_t));
     uint16_t *out = (uint16_t *)(void *)allocate(p, rows, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static) \
@@ -74,7 +76,8 @@ static bon_status round_bf16(product *p, const float *x, size_t rows, size_t ldx
 /* To 12 bits. */
 static bon_status round_i8_tile(product *p, const float *x, size_t rows, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, sizeof(int16_t));
+    const size_t k = p->m->k, padded = p->m->padded_k;
+    const size_t length = row_length(padded, sizeof(int16_t));
     int16_t *out = (int16_t *)(void *)allocate(p, rows, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
     float *scale = (float *)(void *)(out + rows * length);
@@ -223,12 +226,13 @@ static void add_fine(const product *p, size_t panel, const input *in, size_t row
 /* -- products -------------------------------------------------------------- */
 
 /* Panels dealt at a time, where a block has so many rows: few enough that all threads end at
- * about the same time, and even, because kernels take two side by side. */
+ * about the same time, and a multiple of those that kernels take side by side: two, or four
+ * where rows are few. */
 static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
     const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;
-    const size_t even = panels / (4 * threads) / 2 * 2;
-    return bon_smaller(even < 2 ? 2 : even, most);
+    const size_t wide = rows > FEW_ROWS ? 2 : 4, whole = panels / (4 * threads) / wide * wide;
+    return bon_smaller(whole < wide ? wide : whole, most);
 }
 
 static void multiply(const product *p, float *y, size_t ldy, int threads)

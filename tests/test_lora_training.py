@@ -6,7 +6,7 @@ from tiny import MODELS
 
 import bonaware as bon
 from bonaware import lora
-from bonaware._learner import AdamW, Learner
+from bonaware._learner import AdamW, Learner, attach
 from bonaware.models import family_of
 
 ERROR = 2e-5  # of each tensor's largest gradient
@@ -98,6 +98,10 @@ def test_only_adapters_move_and_the_saved_model_has_them_merged(tiny, tmp_path, 
     lm.save(tmp_path / "merged")
     merged = bon.LM.load(tmp_path / "merged", dtype="float32")
     tokens = np.arange(1, 40)
+    apart = bon.LM.load(tiny("llama3", dtype=dtype), dtype="float32")  # and its cache
+    attach(apart, learner.adapter())
+    np.testing.assert_allclose(merged.logits(tokens), apart.logits(tokens), rtol=0,
+                               atol=2e-5 * np.abs(lm.logits(tokens)).max())
     error = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]  # there keys and values are rounded
     np.testing.assert_allclose(merged.logits(tokens), lm.logits(tokens), rtol=0,
                                atol=error * np.abs(lm.logits(tokens)).max())

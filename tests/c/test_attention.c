@@ -41,7 +41,7 @@ typedef struct {
 
 /* By dot weights are rounded, by up to 2^-8 of each; what that does to an output was measured. */
 static const cache_kind KINDS[] = {{BON_F32, false, 3e-6}, {BON_BF16, false, 3e-6},
-                             {BON_BF16, true, 0x1p-9}};
+                                   {BON_BF16, true, 0x1p-9}};
 
 static double rounded(bool round, float x)
 {

@@ -111,6 +111,70 @@ static void test_the_panels_of_a_block(void)
     bon_cache_destroy(cache);
 }
 
+static void test_pairs_of_bfloat16_values(void)
+{
+    enum { HEAD_DIM = 20 };
+    bon_cache *cache;
+    CHECK(bon_cache_create(1, 1, HEAD_DIM, BON_BF16, 1, &cache) == BON_OK);
+    bon_seq seq = {0};
+    CHECK(bon_seq_reserve(cache, &seq, BON_BLOCK) == BON_OK);
+    float first[HEAD_DIM], second[HEAD_DIM];
+    for (size_t i = 0; i < HEAD_DIM; i++) {
+        first[i] = 1.0f + (float)i / 2;
+        second[i] = -first[i];
+    }
+    const uint16_t *v = bon_cache_values(cache, seq.blocks[0], 0, 0);
+    for (int last = 0; last < 2; last++) { /* another thread may have written the second before */
+        bon_cache_write(cache, &seq, 5, 0, second, second, true);
+        bon_cache_write(cache, &seq, 4, 0, first, first, last);
+        for (size_t i = 0; i < HEAD_DIM; i++) {
+            const uint16_t *pair = v + i / 16 * BON_BLOCK * 16 + 4 * 16 + i % 16 * 2;
+            CHECK(pair[0] == bon_f32_to_bf16(first[i]));
+            CHECK(pair[1] == (last ? 0 : bon_f32_to_bf16(second[i])));
+        }
+    }
+    bon_seq_free(cache, &seq);
+    bon_cache_destroy(cache);
+}
+
+/* Whatever others left in a block, also beside the last value of an odd length. */
+static void test_a_pass_reads_nothing_that_it_has_not_written(void)
+{
+    const char *name;
+    bon_matrix *matrix;
+    bon_model *model = make_model(&rich, BON_BF16, 1);
+    for (size_t i = 0; (matrix = bon_model_matrix(model, i, &name)); i++)
+        if (bon_route_available(BON_ROUTE_DOT, BON_BF16))
+            CHECK(bon_matrix_set_route(matrix, BON_PREFILL, BON_ROUTE_DOT) == BON_OK);
+    bon_work *work;
+    CHECK(bon_work_create(model, 1, &work) == BON_OK);
+    float nan[KV * DIM];
+    for (size_t i = 0; i < KV * DIM; i++) nan[i] = NAN;
+    for (size_t len = 1; len <= BON_BLOCK + 1; len++) {
+        int32_t prompt[BON_BLOCK + 1];
+        float fresh[(BON_BLOCK + 1) * HIDDEN];
+        for (size_t i = 0; i < len; i++) prompt[i] = (int32_t)(i * 5 % VOCAB);
+        for (int spoilt = 0; spoilt < 2; spoilt++) {
+            bon_cache *cache;
+            bon_seq seq = {0};
+            const float *hidden;
+            CHECK(bon_model_create_cache(model, LAYERS, 2, &cache) == BON_OK);
+            CHECK(bon_seq_reserve(cache, &seq, 2 * BON_BLOCK) == BON_OK);
+            for (size_t t = 0; spoilt && t < 2 * BON_BLOCK; t++)
+                for (size_t layer = 0; layer < LAYERS; layer++)
+                    bon_cache_write(cache, &seq, t, layer, nan, nan, false);
+            bon_seq_free(cache, &seq);
+            CHECK(bon_model_prefill(model, work, cache, prompt, len, &seq, NULL, &hidden) == BON_OK);
+            if (!spoilt) memcpy(fresh, hidden, len * HIDDEN * sizeof *hidden);
+            CHECK(memcmp(hidden, fresh, len * HIDDEN * sizeof *hidden) == 0);
+            bon_seq_free(cache, &seq);
+            bon_cache_destroy(cache);
+        }
+    }
+    bon_work_destroy(work);
+    bon_model_destroy(model);
+}
+
 static void test_a_destroyed_cache_gives_its_addresses_back(void)
 {
     for (int i = 0; i < 100; i++) { /* of 2 TB each: together more than there are */
@@ -129,7 +193,8 @@ static void test_cache_sizes_that_overflow_are_refused(void)
     CHECK(bon_cache_create(1, 1, 5, BON_BF16, 1, &cache) == BON_ERR_DOMAIN); /* pairs of 5 */
     CHECK(bon_cache_create(1, 1, 4, BON_I8, 1, &cache) == BON_ERR_DOMAIN);
     CHECK(cache == NULL);
-    CHECK(2 * bon_cache_block_bytes(3, 2, 20, BON_BF16) == bon_cache_block_bytes(3, 2, 20, BON_F32));
+    CHECK(bon_cache_block_bytes(3, 2, 20, BON_F32)
+          == 2 * bon_cache_block_bytes(3, 2, 20, BON_BF16));
     bon_cache_destroy(NULL);
 }
 
@@ -794,6 +859,8 @@ int main(void)
     write_text();
     test_sequences_share_and_copy_blocks();
     test_the_panels_of_a_block();
+    test_pairs_of_bfloat16_values();
+    test_a_pass_reads_nothing_that_it_has_not_written();
     test_a_destroyed_cache_gives_its_addresses_back();
     test_cache_sizes_that_overflow_are_refused();
     test_a_sample_has_the_same_bits_wherever_it_runs(BON_F32);

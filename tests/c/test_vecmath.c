@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "gemm.h"
 
 #define MAX_LEN 1200
 
@@ -173,6 +174,49 @@ static void reductions_match_double_for_every_length(void)
     }
 }
 
+static void rounding_to_bfloat16_is_that_of_one_number(void)
+{
+    const uint32_t some[] = {0, 0x80000000u, 0x3f808000u, 0x3f818000u, 0x3f818001u, 0x3f7fffffu,
+                             0x7f7fffffu, 0x7f800000u, 0xff800000u, 0x7fc00000u, 0x7f800001u,
+                             0xffffffffu, 1, 0x8000u, 0x18000u};
+    float x[sizeof some / sizeof *some];
+    uint16_t got[sizeof some / sizeof *some];
+    memcpy(x, some, sizeof some);
+    for (size_t n = 0; n <= sizeof some / sizeof *some; n++) {
+        memset(got, 0x55, sizeof got);
+        bon_vec_scale_bf16(x, n, 1.0f, got);
+        for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+            const uint16_t want = i < n ? bon_f32_to_bf16(x[i] * 1.0f) : 0x5555;
+            CHECK(got[i] == want);
+        }
+    }
+}
+
+static void weights_in_bfloat16_and_their_sum(void)
+{
+    for (size_t n = 0; n <= 200; n++) {
+        float x[240], e[240];
+        uint16_t apart[240];
+        for (size_t i = 0; i < 240; i++) x[i] = e[i] = uniform_in(-12.0f, 2.5f);
+        if (n > 3) x[2] = e[2] = -INFINITY;
+        bon_vec_exp_sum(e, n, 2.5f);
+        const float sum = bon_vec_exp_sum_bf16(x, n, 2.5f, apart);
+        double want = 0.0;
+        for (size_t i = 0; i < n; i++) {
+            CHECK(apart[i] == bon_f32_to_bf16(e[i]));
+            want += (double)bon_bf16_to_f32(apart[i]);
+        }
+        CHECK(fabs((double)sum - want) <= 2e-7 * want);
+        for (size_t before = 0; before < 40; before += 13) { /* in place, and to a place before */
+            float row[240];
+            memcpy(row + before, x, n * sizeof *x);
+            uint16_t *out = (uint16_t *)(void *)row + before;
+            CHECK(bon_vec_exp_sum_bf16(row + before, n, 2.5f, out) == sum);
+            CHECK(memcmp(out, apart, n * sizeof *apart) == 0);
+        }
+    }
+}
+
 static void long_sums_of_equal_terms_do_not_drift(void)
 {
     const size_t n = 1 << 20;
@@ -285,6 +329,8 @@ int main(void)
     tanh_keeps_sign_and_limits();
     activations_of_large_arguments_are_their_limits();
     reductions_match_double_for_every_length();
+    rounding_to_bfloat16_is_that_of_one_number();
+    weights_in_bfloat16_and_their_sum();
     long_sums_of_equal_terms_do_not_drift();
     softmax_sums_to_one_and_keeps_ratios();
     softcap_matches_double();
