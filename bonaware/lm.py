@@ -117,12 +117,13 @@ class LM:
             Folder with config.json and model.safetensors (one file, or several with an index),
             or the name of an embedded model. A tokenizer.json is needed only for text.
         dtype : {"auto", "float32", "bfloat16", "int8"}
-            Precision of the matrices; sums are float32 or exact, keys and values are held in
-            bfloat16 unless the matrices are float32. "auto": as the checkpoint says. "int8": a weight takes one byte, with a scale per output, two where rounding
-            would cost more than 2 % of an output's weights (csrc/int8.h); activations are rounded
-            to 12 bits, or to 8 and where that costs too much 16, where the processor is
-            faster so (docs/design/engine.md). Such a model draws and reads, but neither
-            learns nor is saved.
+            Precision of the matrices; sums are float32 or exact, and keys and values are held
+            in bfloat16 unless matrices are float32. "auto": as the checkpoint says. "int8": a
+            weight takes one byte, with a scale per output, two where rounding would cost more
+            than 2 % of an output's weights (csrc/int8.h); activations are rounded to 12 bits,
+            or to 8 and where that costs too much 16, where the processor is faster so
+            (docs/design/engine.md). Such a model draws and reads, but neither learns nor is
+            saved.
         threads : int, optional
             1 to 1024. Default: the processors this process may use, in its container.
             Results do not depend on it.
