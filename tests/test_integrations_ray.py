@@ -89,6 +89,11 @@ def killed_at(monkeypatch, hand, step, kind=None):
     return killed
 
 
+def short_slices(_):
+    """Runs in a worker: however fast it is, a turn takes several slices."""
+    cluster_module.SLICE = 0.01
+
+
 # -- drawing ---------------------------------------------------------------------
 
 
@@ -128,8 +133,9 @@ def test_what_was_drawn_is_counted(cluster, alone):
 
 @pytest.mark.parametrize("step", ["begin", "go_on"])
 def test_a_killed_worker_loses_and_repeats_nothing(monkeypatch, cluster, lm, step):
-    prompts = PROMPTS * 8  # more than a worker draws in one slice
+    prompts = PROMPTS * 8
     hand, came = cluster._hands[1], []
+    ray.get(hand.actor.__ray_call__.remote(short_slices))
     actor, killed = hand.actor, killed_at(monkeypatch, hand, step)
     samples = cluster.generate(prompts, n=N, max_new_tokens=32, progress=came.append)
     assert len(killed) == 1
