@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_rounded_weights(tiny, name):
         exact._model.set(slot, layer, want)
     ids = np.random.default_rng(3).integers(0, MODELS[name]["vocab_size"], CONTEXT)
     want = exact.logits(ids)
-    assert np.abs(int8.logits(ids) - want).max() < 1e-2 * np.abs(want).max()
+    assert np.abs(int8.logits(ids) - want).max() < 7e-3 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
