@@ -5,7 +5,7 @@ bonaware._engine needs oneDNN; without it the package is built without an engine
 
     ONEDNN_ROOT=dir    oneDNN >= 3.2 from dir/include and dir/lib, not from the wheels
     BON_NO_ENGINE=1    build without bonaware._engine
-    BON_ONLY=a,b       build these modules only (estimators, losses, select, engine)
+    BON_ONLY=a,b       build these modules only (estimators, losses, memory, select, engine)
     BON_DEV=1          all warnings, warnings are errors
     BON_SANITIZE=1     AddressSanitizer + UndefinedBehaviorSanitizer (see Makefile)
 
@@ -33,6 +33,7 @@ from setuptools.command.build_ext import build_ext
 PURE = {
     "estimators": ["estimators.c", "majority.c", "votes.c", "rng.c"],
     "losses": ["losses.c", "losses_law.c", "losses_sft.c"],
+    "memory": [],
     "select": ["select.c", "votes.c"],
 }
 SHARED = {"rng.c"}  # the engine draws random numbers too

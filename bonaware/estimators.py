@@ -17,7 +17,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonaware import _estimators
+from bonaware import _estimators, _memory
 from bonaware._arguments import Floats, Ks, as_floats, as_int64, as_ks, need_same_shape, place
 from bonaware._bon_law import bon_kl, bon_lambda, bon_policy
 from bonaware._coscaling import CoScaling, fit_coscaling
@@ -86,7 +86,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: Ks) -> Floats:
     """
     ks, shape = as_ks(k)
     n, c = np.broadcast_arrays(as_int64(n, "n"), as_int64(c, "c"))
-    flat_n, flat_c, out = np.ravel(n), np.ravel(c), np.empty((n.size, len(ks)))
+    flat_n, flat_c, out = np.ravel(n), np.ravel(c), _memory.empty((n.size, len(ks)))
     for_rows(
         lambda start, stop: _estimators.pass_at_k(flat_n, flat_c, ks, out, start, stop),
         len(out),
@@ -277,7 +277,7 @@ def majority_at_k(
         _need_k_samples(codes != NO_SAMPLE, ks)
     seed = int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
     rows, n = codes.shape
-    out = np.empty((rows, len(ks)))
+    out = _memory.empty((rows, len(ks)))
     for_rows(
         lambda start, stop: _estimators.majority_at_k(
             codes, weights, correct, ks, seed, out, start, stop
@@ -425,7 +425,7 @@ def _resampled_means(values: Floats, rng: np.random.Generator) -> Floats:
 
 def _best_of_rows(scores: Floats, rewards: Floats, ks: NDArray[np.int64]) -> Floats:
     rows, n = rewards.shape
-    out = np.empty((rows, len(ks)))
+    out = _memory.empty((rows, len(ks)))
     for_rows(
         lambda start, stop: _estimators.best_of_k(scores, rewards, ks, out, start, stop),
         rows,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bonaware import _memory
 from bonaware._arguments import Floats, as_floats, place
 from bonaware._votes import as_mask
 
@@ -309,7 +310,7 @@ class _Checked:
 def empty(batch: Batch) -> tuple[Floats, Floats]:
     """Arrays for the value [P] and the weights [P, n] that a kernel fills."""
     shape = batch.rewards.shape
-    return np.empty(shape[0]), np.empty(shape)
+    return np.empty(shape[0]), _memory.empty(shape)
 
 
 def has_gaps(there: NDArray[np.bool_]) -> bool:

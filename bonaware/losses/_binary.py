@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bonaware import _losses
+from bonaware import _losses, _memory
 from bonaware._arguments import Floats
 from bonaware._parallel import for_rows
 from bonaware.losses._base import Batch, has_gaps
@@ -49,7 +49,7 @@ def by_count(batch: Batch, figures: Callable[[Floats], tuple[Floats, Floats, Flo
     so figures are of each; else a table of all counts does, and rewards are read once.
     """
     rewards = batch.rewards
-    weights = np.empty(rewards.shape)
+    weights = _memory.empty(rewards.shape)
     if batch.fail is not None or not len(rewards):
         correct = count_correct(rewards)
         value, hit, miss = figures(correct)
