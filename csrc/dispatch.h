@@ -9,6 +9,9 @@
 #define BON_DISPATCH_H
 
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define BON_INLINE static inline __attribute__((always_inline))
 
@@ -29,5 +32,19 @@ typedef int64_t bon_choice __attribute__((vector_size(32), aligned(8), may_alias
 /* Neighbouring 32-bit integers at any address. */
 typedef int32_t bon_ints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t bon_four_ints __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Writes past the caches, for results that they could not hold anyway: where whole lines are
+ * written memory is not read for them. to is a multiple of 32 bytes. Other threads see what
+ * was written after bon_end_streams. */
+#if defined(__x86_64__)
+BON_AVX2 static inline void bon_stream(double *to, const bon_vec *x)
+{
+    _mm256_stream_pd(to, (__m256d)*x);
+}
+static inline void bon_end_streams(void) { _mm_sfence(); }
+#else
+static inline void bon_stream(double *to, const bon_vec *x) { *(bon_vec *)to = *x; }
+static inline void bon_end_streams(void) {}
+#endif
 
 #endif /* BON_DISPATCH_H */

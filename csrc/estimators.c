@@ -6,7 +6,7 @@
  * overflows and nothing cancels.
  *
  * best-of-k is a sort and a product with a table of weights, or for many k
- * running sums. All work on eight rows side by side: a sorting network compares
+ * running sums; rows of two levels need neither. All others work on eight rows side by side: a sorting network compares
  * the same two places of every row, so eight rows cost hardly more than one and
  * nothing branches.
  */
@@ -19,6 +19,7 @@
 #include "ranking.h"
 #include "running_sums.h"
 #include "short_keys.h"
+#include "two_levels.h"
 
 /* -- pass@k ---------------------------------------------------------------- */
 
@@ -126,7 +127,8 @@ enum { PANEL = BON_RANK_PANEL };
  *
  *   w(i) = C(n-1-i, k-1) / C(n, k),   w(0) = k/n,
  *   w(i+1) = w(i) * (n-k-i) / (n-1-i),   0 after rank n-k. */
-bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weights)
+bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weights,
+                            double *misses)
 {
     if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
     for (size_t j = 0; j < nk; j++)
@@ -145,6 +147,13 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
                 weight[c] = weight[c] * (left - k[c]) * share;
             }
         }
+        double miss[PANEL] = {0.0}, *sums = misses + j * (n + 1);
+        for (size_t c = 0; c < PANEL; c++) sums[n * PANEL + c] = 0.0;
+        for (size_t i = n; i-- > 0;)
+            for (size_t c = 0; c < PANEL; c++) {
+                miss[c] += panel[i * PANEL + c];
+                sums[i * PANEL + c] = miss[c];
+            }
     }
     return BON_OK;
 }
@@ -164,7 +173,8 @@ typedef struct {
 typedef struct {
     size_t n, nk, stride; /* stride: of out */
     const int64_t *ks;    /* [nk] */
-    const double *weights;
+    const double *weights, *misses;
+    int stream;           /* whole lines of out are written past the caches */
     int by_sums;          /* many k: running sums and not weights; see running_sums.h */
     uint64_t mask;        /* the bits of a key that hold the index of its sample */
     int32_t *places;      /* [n, LANES] keys, then where in [rows, n] the samples are, best first */
@@ -341,31 +351,37 @@ BON_INLINE int rank_rows(const ranking *by, const double *scores, const double *
 
 /* Gives each of equal scores the mean of their rewards: weighed by rank, they
  * then share their chances evenly. Forwards, sum and count of the equals so
- * far; backwards, the mean found at the last of them. Four lanes from `lane` on. */
-BON_INLINE void share_ties(const ranking *by, size_t lane)
+ * far; backwards, the mean found at the last of them. Divisions cost the most, and rows of
+ * few levels have few of them: places that are the last of no lane do without. */
+BON_INLINE void share_ties(const ranking *by)
 {
-    const double *scores = by->scores + lane;
-    double *values = by->values + lane, *counts = by->keys + lane; /* keys are done */
-    const bon_vec one = {1.0, 1.0, 1.0, 1.0};
-    bon_vec sum = {0.0}, count = {0.0}, mean, before = *bon_const_vec_at(scores);
-    for (size_t i = 0; i < by->n * LANES; i += LANES) {
-        const bon_vec score = *bon_const_vec_at(scores + i);
-        const bon_choice same = score == before;
-        sum = (bon_vec)((bon_choice)sum & same) + *bon_vec_at(values + i);
-        count = (bon_vec)((bon_choice)count & same) + one;
-        *bon_vec_at(values + i) = sum;
-        *bon_vec_at(counts + i) = count;
-        before = score;
-    }
-    mean = sum / count;
+    const double *scores = by->scores;
+    double *values = by->values, *counts = by->keys; /* keys are done */
+    bon_vec sum[2] = {{0.0}}, count[2] = {{0.0}}, mean[2], before[2];
+    for (size_t v = 0; v < 2; v++) before[v] = *bon_const_vec_at(scores + 4 * v);
+    for (size_t i = 0; i < by->n * LANES; i += LANES)
+        for (size_t v = 0; v < 2; v++) {
+            const size_t at = i + 4 * v;
+            const bon_vec score = *bon_const_vec_at(scores + at);
+            const bon_choice same = score == before[v];
+            sum[v] = (bon_vec)((bon_choice)sum[v] & same) + *bon_vec_at(values + at);
+            count[v] = (bon_vec)((bon_choice)count[v] & same) + 1.0;
+            *bon_vec_at(values + at) = sum[v];
+            *bon_vec_at(counts + at) = count[v];
+            before[v] = score;
+        }
+    for (size_t v = 0; v < 2; v++) mean[v] = sum[v] / count[v];
     for (size_t i = by->n * LANES; i > 0;) {
         i -= LANES;
-        const bon_vec score = *bon_const_vec_at(scores + i);
-        const bon_vec here = *bon_vec_at(values + i) / *bon_vec_at(counts + i);
-        const bon_choice same = score == before;
-        bon_choose(&mean, &same, &mean, &here);
-        *bon_vec_at(values + i) = mean;
-        before = score;
+        for (size_t v = 0; v < 2; v++) {
+            const size_t at = i + 4 * v;
+            const bon_vec score = *bon_const_vec_at(scores + at);
+            const bon_vec here = *bon_vec_at(values + at) / *bon_vec_at(counts + at);
+            const bon_choice same = score == before[v];
+            bon_choose(&mean[v], &same, &mean[v], &here);
+            *bon_vec_at(values + at) = mean[v];
+            before[v] = score;
+        }
     }
 }
 
@@ -434,26 +450,34 @@ static int sums_are_faster(size_t n, const int64_t *ks, size_t nk)
     return n <= BON_MAX_SUMS && 8 * products > 3 * n * n;
 }
 
-/* to[l * stride + c] = from[c][l] for four columns and four lanes, of which `lane` is first. */
-BON_INLINE void turn_four(const double *const from[4], size_t lane, double *to, size_t stride)
+/* to[l * stride + c] = from[c][l] for a line of columns and four lanes, of which `lane` is
+ * first. */
+BON_INLINE void turn_line(const double *const from[LINE], size_t lane, double *to, size_t stride,
+                          int stream)
 {
-    bon_vec x[4];
-    for (size_t c = 0; c < 4; c++) x[c] = *bon_const_vec_at(from[c] + lane);
+    bon_vec x[LINE];
+    for (size_t c = 0; c < LINE; c++) x[c] = *bon_const_vec_at(from[c] + lane);
     bon_turn(x);
-    for (size_t l = 0; l < 4; l++) *bon_vec_at(to + (lane + l) * stride) = x[l];
+    bon_turn(x + 4);
+    for (size_t l = 0; l < 4; l++)
+        for (size_t c = 0; c < LINE; c += 4) {
+            double *at = to + (lane + l) * stride + c;
+            if (stream) bon_stream(at, &x[c + l]);
+            else *bon_vec_at(at) = x[c + l];
+        }
 }
 
-/* Columns j .. j+3 of eight rows, or as many as there are of both. What was summed for k
- * stands at the lowest rank that can win; mask keeps a k that changes meanwhile in memory. */
+/* A line of columns from j on of eight rows, or as many as there are of both. What was summed
+ * for k stands at the lowest rank that can win; mask keeps a k that changes meanwhile in memory. */
 BON_INLINE void write_sums(const ranking *by, const double *values, size_t j, size_t rows,
-                           double *out)
+                           double *out, int stream)
 {
-    const size_t columns = by->nk - j < 4 ? by->nk - j : 4;
-    const double *from[4];
-    for (size_t c = 0; c < 4; c++)
+    const size_t columns = by->nk - j < LINE ? by->nk - j : LINE;
+    const double *from[LINE];
+    for (size_t c = 0; c < LINE; c++)
         from[c] = values + ((by->n - (size_t)by->ks[c < columns ? j + c : j]) & by->mask) * LANES;
-    if (columns == 4 && rows == LANES) {
-        for (size_t l = 0; l < LANES; l += 4) turn_four(from, l, out + j, by->stride);
+    if (columns == LINE && rows == LANES) {
+        for (size_t l = 0; l < LANES; l += 4) turn_line(from, l, out + j, by->stride, stream);
         return;
     }
     for (size_t l = 0; l < rows; l++)
@@ -468,7 +492,10 @@ BON_INLINE void weigh_by_sums(const ranking *by, double *values, size_t rows, do
         fetch_next(by, RANKING_PARTS + s / BON_ROUNDS);
         bon_sum_rounds(values, by->n - s, by->scales + s, fma);
     }
-    for (size_t j = 0; j < by->nk; j += 4) write_sums(by, values, j, rows, out);
+    if (fma && by->stream)
+        for (size_t j = 0; j < by->nk; j += LINE) write_sums(by, values, j, rows, out, 1);
+    else
+        for (size_t j = 0; j < by->nk; j += LINE) write_sums(by, values, j, rows, out, 0);
 }
 
 BON_AVX2_FMA static void weigh_by_sums_fma(const ranking *by, double *values, size_t rows,
@@ -485,6 +512,77 @@ BON_INLINE void weigh(const ranking *by, double *values, int moderate, size_t ro
     else weigh_by_sums(by, values, rows, out, 0);
 }
 
+/* -- best-of-k: two levels -------------------------------------------------- */
+
+/* Which of at most LANES rows have two levels, as bits: each row for itself, so that what
+ * comes of it does not depend on its neighbours. */
+BON_INLINE unsigned find_levels(const ranking *by, const double *scores, const double *rewards,
+                                size_t rows, bon_levels *levels)
+{
+    unsigned two = 0;
+    for (size_t l = 0, at = 0; l < rows; l++, at += by->n)
+        if (bon_may_have_two_levels(scores + at, by->n)
+            && bon_find_levels(scores + at, rewards + at, by->n, &levels[l]))
+            two |= 1u << l;
+    return two;
+}
+
+static unsigned find_levels_anywhere(const ranking *by, const double *scores,
+                                     const double *rewards, size_t rows, bon_levels *levels)
+{
+    return find_levels(by, scores, rewards, rows, levels);
+}
+
+BON_AVX2 static unsigned find_levels_avx2(const ranking *by, const double *scores,
+                                          const double *rewards, size_t rows,
+                                          bon_levels *levels)
+{
+    return find_levels(by, scores, rewards, rows, levels);
+}
+
+BON_INLINE void weigh_row_of_levels(const ranking *by, const bon_levels *levels, double *out,
+                                    int stream)
+{
+    const double *misses = by->misses + levels->count * PANEL;
+    const double apart = levels->lower - levels->upper;
+    for (size_t j = 0; j < by->nk; j += PANEL) {
+        const double *miss = misses + j * (by->n + 1);
+        bon_vec best[2];
+        for (size_t v = 0; v < 2; v++)
+            best[v] = levels->upper + apart * *bon_const_vec_at(miss + 4 * v);
+        if (by->nk - j < PANEL) {
+            for (size_t c = 0; c < by->nk - j; c++) out[j + c] = best[c / 4][c % 4];
+            return;
+        }
+        for (size_t v = 0; v < 2; v++) {
+            if (stream) bon_stream(out + j + 4 * v, &best[v]);
+            else *bon_vec_at(out + j + 4 * v) = best[v];
+        }
+    }
+}
+
+/* The rows that find_levels found. */
+BON_INLINE void weigh_levels(const ranking *by, const bon_levels *levels, unsigned two,
+                             double *out, int stream)
+{
+    for (size_t l = 0; two >> l; l++)
+        if (two >> l & 1) weigh_row_of_levels(by, &levels[l], out + l * by->stride, stream);
+}
+
+static void weigh_levels_anywhere(const ranking *by, const bon_levels *levels, unsigned two,
+                                  double *out)
+{
+    weigh_levels(by, levels, two, out, 0);
+}
+
+BON_AVX2 static void weigh_levels_avx2(const ranking *by, const bon_levels *levels,
+                                       unsigned two, double *out)
+{
+    if (by->stream) weigh_levels(by, levels, two, out, 1);
+    else weigh_levels(by, levels, two, out, 0);
+}
+
+
 /* -- best-of-k: rows ------------------------------------------------------- */
 
 /* From here on a network with lanes to spare costs more than sorting each row. */
@@ -497,13 +595,13 @@ BON_INLINE void best_of_long_rows(const ranking *by, const double *scores,
     load_lanes(scores, rows, by->n, by->scores);
     load_lanes(rewards, rows, by->n, by->values);
     for (size_t l = 0; l < rows; l++) sort_lane(by, l);
-    for (size_t l = 0; l < LANES; l += 4) share_ties(by, l);
+    share_ties(by);
     weigh_by_table(by, by->values, rows, out);
 }
 
 /* At most LANES rows. False where a value is not finite. */
-BON_INLINE int best_of_rows(const ranking *by, const double *scores, const double *rewards,
-                            size_t rows, double *out)
+BON_INLINE int best_of_rows(const ranking *by, const double *scores,
+                                   const double *rewards, size_t rows, double *out)
 {
     const int perfect = scores == rewards; /* equal scores have equal rewards */
     const size_t n = by->n;
@@ -519,7 +617,7 @@ BON_INLINE int best_of_rows(const ranking *by, const double *scores, const doubl
     } else {
         const int found = rank_rows(by, scores, rewards, rows);
         if (found == NOT_FINITE) return 0;
-        for (size_t l = 0; found == TIES && l < LANES; l += 4) share_ties(by, l);
+        if (found == TIES) share_ties(by);
         weigh(by, by->values, moderate, rows, out);
     }
     return 1;
@@ -595,7 +693,8 @@ static void plan(ranking *by)
 
 bon_status bon_best_of_k(const double *scores, const double *rewards, size_t rows,
                          size_t n, const int64_t *ks, size_t nk, const double *weights,
-                         double *scratch, double *out, size_t stride, size_t *bad)
+                         const double *misses, double *scratch, double *out, size_t stride,
+                         int stream, size_t *bad)
 {
     if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
     int all_one = 1;
@@ -603,10 +702,12 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
         if (ks[j] < 1 || ks[j] > (int64_t)n) return BON_ERR_DOMAIN;
         all_one = all_one && ks[j] == 1;
     }
+    const int avx2 = bon_has_avx2();
     double *columns = scratch + n * LANES + 32; /* places: 32 bits, fewer than 2n or 8 rows */
     ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
-        .weights = all_one ? NULL : weights,
+        .weights = all_one ? NULL : weights, .misses = misses,
+        .stream = stream && avx2 && ((uintptr_t)out | stride * sizeof *out) % 64 == 0,
         .mask = bon_index_mask(n),
         .places = (int32_t *)scratch,
         .keys = columns,
@@ -616,20 +717,28 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
         .scales = columns + 3 * n * LANES + 2 * n,
     };
     plan(&by);
-    const int avx2 = bon_has_avx2();
     for (size_t row = 0; row < rows; row += LANES) {
         const size_t some = rows - row < LANES ? rows - row : LANES, at = row * n;
         double *to = out + row * stride;
         const size_t after = rows - row - some;
         by.next = (next_rows){scores + at + some * n, rewards + at + some * n,
                               after < LANES ? after : LANES};
+        bon_levels levels[LANES];
+        const unsigned two =
+            by.weights == NULL ? 0
+            : avx2 ? find_levels_avx2(&by, scores + at, rewards + at, some, levels)
+                   : find_levels_anywhere(&by, scores + at, rewards + at, some, levels);
         const int finite =
-            avx2 ? some_rows_avx2(&by, scores + at, rewards + at, some, to)
-                 : some_rows_anywhere(&by, scores + at, rewards + at, some, to);
+            two == (1u << some) - 1 ? 1
+            : avx2 ? some_rows_avx2(&by, scores + at, rewards + at, some, to)
+                   : some_rows_anywhere(&by, scores + at, rewards + at, some, to);
+        if (avx2) weigh_levels_avx2(&by, levels, two, to);
+        else weigh_levels_anywhere(&by, levels, two, to);
         if (finite) continue;
         const bon_status status = find_not_finite(scores, rewards, at, at + some * n, bad);
         if (status != BON_OK) return status;
     }
+    if (by.stream) bon_end_streams();
     return BON_OK;
 }
 

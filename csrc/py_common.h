@@ -79,6 +79,12 @@ static inline PyArrayObject *as_output(PyObject *obj, int typenum, int ndim,
     return NULL;
 }
 
+/* True for a result that no cache holds until it is read again. */
+static inline int is_beyond_caches(PyArrayObject *out)
+{
+    return PyArray_NBYTES(out) >= (npy_intp)16 << 20;
+}
+
 /* True when both have the same shape; else ValueError names both shapes. */
 static inline int same_shape(PyArrayObject *a, const char *a_name,
                              PyArrayObject *b, const char *b_name)

@@ -18,7 +18,7 @@
 #define PASS_ROWS ((size_t)4096)
 
 /* Doubles of a table of rank weights, if eight values of k fit. */
-#define RANK_TABLE ((size_t)1 << 22)
+#define RANK_TABLE ((size_t)1 << 21)
 
 /* The values of k as an array with all of them in 1 .. n, or NULL with an
  * exception set. */
@@ -129,7 +129,8 @@ typedef struct {
     const double *scores, *rewards;
     row_range range;
     size_t n;
-    double *weights, *scratch;
+    double *weights, *misses, *scratch;
+    int stream;
 } ranked;
 
 /* Doubles of a cache line. */
@@ -149,7 +150,7 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
 {
     bon_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = bon_rank_weights(in->n, ks, nk, in->weights);
+    status = bon_rank_weights(in->n, ks, nk, in->weights, in->misses);
     Py_END_ALLOW_THREADS
     if (status != BON_OK) {
         PyErr_Format(PyExc_ValueError, "need n <= 2**28 samples in a row, got %zu", in->n);
@@ -163,7 +164,8 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
         Py_BEGIN_ALLOW_THREADS
         status = bon_best_of_k(in->scores + at * in->n, in->rewards + at * in->n,
                                min_size(chunk, stop - at), in->n, ks, nk, in->weights,
-                               in->scratch, out + at * stride, stride, &bad);
+                               in->misses, in->scratch, out + at * stride, stride, in->stream,
+                               &bad);
         Py_END_ALLOW_THREADS
         if (status != BON_OK) {
             PyErr_Format(PyExc_ValueError,
@@ -206,16 +208,19 @@ static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
     const size_t nk = (size_t)PyArray_DIM(k, 0);
     if (start == stop || nk == 0) Py_RETURN_NONE;
 
-    /* As many columns at a time as keep the table of weights small. */
+    in.stream = is_beyond_caches(out);
+
+    /* As many columns at a time as keep the tables small. */
     const size_t fit = RANK_TABLE / in.n / 8 * 8;
     const size_t columns = min_size(nk, fit > 8 ? fit : 8);
 
     PyObject *result = NULL;
-    const size_t table = in.n * bon_rank_columns(columns); /* whole lines */
-    double *memory = PyMem_New(double, LINE + table + bon_best_of_k_scratch(in.n));
+    const size_t line = bon_rank_columns(columns), table = in.n * line; /* whole lines */
+    double *memory = PyMem_New(double, LINE + 2 * table + line + bon_best_of_k_scratch(in.n));
     if (memory == NULL) return PyErr_NoMemory();
     in.weights = next_line(memory);
-    in.scratch = in.weights + table;
+    in.misses = in.weights + table;
+    in.scratch = in.misses + table + line;
 
     const int64_t *ks = PyArray_DATA(k);
     double *out_data = PyArray_DATA(out);

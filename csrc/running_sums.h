@@ -28,7 +28,6 @@ enum { BON_MAX_SUMS = 512 };
 enum { BON_ROUNDS = 7 };
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #define BON_AVX2_FMA __attribute__((target("avx2,fma")))
 static inline int bon_has_fma(void) { return bon_has_avx2() && __builtin_cpu_supports("fma"); }
 

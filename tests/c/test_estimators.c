@@ -50,10 +50,11 @@ static void test_pass_at_k_reports_first_bad_prompt(void)
 static bon_status best(const double *scores, const double *rewards, size_t rows, size_t n,
                        int64_t k, double *out, size_t *bad)
 {
-    double weights[ROOM * 8], scratch[35 * ROOM + 32];
-    const bon_status status = bon_rank_weights(n, &k, 1, weights);
+    double weights[ROOM * 8], misses[(ROOM + 1) * 8], scratch[35 * ROOM + 32];
+    const bon_status status = bon_rank_weights(n, &k, 1, weights, misses);
     if (status != BON_OK) return status;
-    return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, scratch, out, 1, bad);
+    return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, misses, scratch, out, 1, 1,
+                         bad);
 }
 
 static void test_best_of_k_splits_ties_evenly(void)
@@ -97,15 +98,16 @@ static void fill_scores(double *scores, size_t n, int kind)
 static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, double scale)
 {
     double *weights = malloc(n * bon_rank_columns(nk) * sizeof *weights);
+    double *misses = malloc((n + 1) * bon_rank_columns(nk) * sizeof *misses);
     double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
     double *scores = malloc(9 * n * sizeof *scores), *rewards = malloc(9 * n * sizeof *rewards);
     double *out = malloc(9 * nk * sizeof *out);
     size_t bad;
-    CHECK(weights && scratch && scores && rewards && out);
+    CHECK(weights && misses && scratch && scores && rewards && out);
     fill_scores(scores, n, kind);
     for (size_t i = 0; i < 9 * n; i++) rewards[i] = (scores[i] - 1.0) * scale;
-    CHECK(bon_rank_weights(n, ks, nk, weights) == BON_OK);
-    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, scratch, out, nk, &bad)
+    CHECK(bon_rank_weights(n, ks, nk, weights, misses) == BON_OK);
+    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, misses, scratch, out, nk, 0, &bad)
           == BON_OK);
     for (size_t r = 0; r < 9; r++) {
         double best = 0.0;
@@ -116,6 +118,7 @@ static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, doubl
     free(rewards);
     free(scores);
     free(scratch);
+    free(misses);
     free(weights);
 }
 
@@ -137,13 +140,15 @@ static void test_best_of_k_keeps_to_its_memory(void)
 static void test_best_of_k_of_all_k_is_that_of_ranks(void)
 {
     enum { N = 61, ROWS = 11 };
-    static double rows[ROWS * N], weights[N * 64], scratch[35 * N + 32], out[ROWS * N];
+    static double rows[ROWS * N], weights[N * 64], misses[(N + 1) * 64], scratch[35 * N + 32],
+        out[ROWS * N];
     int64_t ks[N];
     size_t bad;
     for (size_t k = 1; k <= N; k++) ks[k - 1] = (int64_t)k;
     for (size_t i = 0; i < ROWS * N; i++) rows[i] = (double)((i % N * 17 + i / N) % N);
-    CHECK(bon_rank_weights(N, ks, N, weights) == BON_OK);
-    CHECK(bon_best_of_k(rows, rows, ROWS, N, ks, N, weights, scratch, out, N, &bad) == BON_OK);
+    CHECK(bon_rank_weights(N, ks, N, weights, misses) == BON_OK);
+    CHECK(bon_best_of_k(rows, rows, ROWS, N, ks, N, weights, misses, scratch, out, N, 0, &bad)
+          == BON_OK);
     for (size_t r = 0; r < ROWS; r++)
         for (size_t k = 1; k <= N; k++)
             CHECK_CLOSE(out[r * N + k - 1], (double)(k * (N + 1)) / (double)(k + 1) - 1.0);
