@@ -28,6 +28,7 @@ from bonaware.estimators import best_of_k, majority_at_k, pass_at_k, win_rate, w
 from bonaware.select import best_of_n
 
 BLOCK = 1024  # rows at a time in NumPy: its temporaries then stay in the cache
+PAUSE = 0.3  # seconds before each side: threads of NumPy's BLAS look for work for a while
 
 
 # -- NumPy: best-of-k ---------------------------------------------------------
@@ -181,6 +182,7 @@ class Bench:
         self.lines = []
 
     def time(self, function, repeats):
+        time.sleep(PAUSE)
         seconds = []
         for _ in range(repeats):
             start = self.clock()
