@@ -24,7 +24,7 @@ import time
 from functools import partial
 
 import numpy as np
-from bench_estimators import BLOCK, falling_order, plain_order
+from bench_estimators import BLOCK, PAUSE, falling_order, plain_order
 
 from bonaware import losses
 from bonaware.estimators import bon_lambda
@@ -189,6 +189,7 @@ def numpy_bon_rlb(rewards, k):
 def measure(run, repeats):
     """Median seconds and spread of run()."""
     run()
+    time.sleep(PAUSE)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

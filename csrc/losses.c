@@ -231,7 +231,7 @@ BON_INLINE int bon_rows(const block *b, const subsets *of, const double *scores,
     if (found == NOT_FINITE) return 0;
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
-    fetch_next_output(out, b->n, left);
+    fetch_next_output(b, out, left);
     for (size_t l = 0; l < LANES; l++) base[l] = rewards[(l < rows ? l : rows - 1) * b->n];
     for (size_t lane = 0; lane < LANES; lane += 4)
         weigh_four(b, of, base, lane, found == TIES, eight);
@@ -255,14 +255,14 @@ BON_AVX2 static int bon_rows_avx2(const block *b, const subsets *of, const doubl
 
 bon_status bon_bon_loss(const double *scores, const double *rewards, size_t rows, size_t n,
                         size_t k, bon_baseline baseline, double *scratch, double *value,
-                        double *weights, size_t *bad)
+                        double *weights, int stream, size_t *bad)
 {
     *bad = 0;
     if (n > BON_MAX_LOSS_SAMPLES || k < 1 || k > n) return BON_ERR_DOMAIN;
     if ((baseline == BON_BASELINE_SUBSET && n < 2) || (baseline == BON_BASELINE_LOO && n == k))
         return BON_ERR_DOMAIN;
 
-    const block b = cut_up(n, scratch);
+    const block b = cut_up(n, scratch, weights, stream);
     const subsets of = {k, baseline, b.table, b.table + n};
     fill_subsets(&of, n);
     const int avx2 = bon_has_avx2();
@@ -278,6 +278,7 @@ bon_status bon_bon_loss(const double *scores, const double *rewards, size_t rows
             find_not_finite(rewards + at, scores + at, some * n, at, bad);
         if (status != BON_OK) return status;
     }
+    if (b.stream) bon_end_streams();
     return BON_OK;
 }
 

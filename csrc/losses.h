@@ -18,6 +18,7 @@
  *     call at once if their outputs and scratch do not overlap.
  *   - Rows are independent: a row's result does not depend on what stands beside it.
  *   - Scratch is aligned for doubles; its size in doubles is given by a function.
+ *   - stream: weights are written past the caches where their lines are whole.
  *   - On error the outputs are unspecified and *bad holds the flat index of the first
  *     offending element: BON_ERR_NOT_FINITE for NaN and infinity, BON_ERR_DOMAIN for
  *     whatever else breaks a bound below (then *bad is the row times n, if a row is it).
@@ -63,7 +64,8 @@ typedef enum {
 BON_MUST_CHECK bon_status bon_bon_loss(const double *scores, const double *rewards,
                                        size_t rows, size_t n, size_t k,
                                        bon_baseline baseline, double *scratch,
-                                       double *value, double *weights, size_t *bad);
+                                       double *value, double *weights, int stream,
+                                       size_t *bad);
 
 /* How the best of k is distributed, given the policy. F is the probability of an equal
  * or lower score, G of a lower one.
@@ -124,7 +126,8 @@ typedef struct {
 BON_MUST_CHECK bon_status bon_rl_loss(const double *scores, const double *rewards,
                                       const bon_known *known, size_t rows, size_t n,
                                       const bon_law *law, int winners, double *scratch,
-                                      double *value, double *weights, size_t *bad);
+                                      double *value, double *weights, int stream,
+                                      size_t *bad);
 
 /* Minus the mean log-probability of expert samples under the variational law.
  *
@@ -148,7 +151,7 @@ BON_MUST_CHECK bon_status bon_sft_loss(const double *scores, const double *logp,
                                        const uint8_t *expert, const bon_known *known,
                                        size_t rows, size_t n, const bon_law *law,
                                        double *scratch, double *value, double *weights,
-                                       size_t *bad);
+                                       int stream, size_t *bad);
 
 /* correct[r] = how many of rewards [rows, n] are 1 in row r. BON_ERR_DOMAIN where a
  * reward is neither 0 nor 1. */

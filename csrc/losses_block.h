@@ -40,13 +40,16 @@ typedef struct {
     double *table;   /* [3 n] of the loss */
     double *slots;   /* [n + 1, SLOT] see fill_groups */
     double *tables;  /* [LANES, n + 1] see fill_sft_tables */
+    int stream;      /* results are written past the caches */
 } block;
 
 enum { TOP, TIED, REWARD, UP_TO, BELOW, BOTH, SLOT };
 
-static block cut_up(size_t n, double *scratch)
+/* out [.., n]: where scatter will write to, past the caches if `stream` and its lines are whole. */
+static block cut_up(size_t n, double *scratch, const double *out, int stream)
 {
     block b = {.n = n, .mask = bon_index_mask(n), .keys = scratch};
+    b.stream = stream && bon_has_avx2() && (uintptr_t)out % 64 == 0 && n % 8 == 0;
     const size_t step = n * LANES;
     b.scores = scratch + step;
     b.rewards = scratch + 2 * step;
@@ -215,12 +218,19 @@ static int sort_rows(const block *b, const double *scores, size_t rows)
                           : sort_short_rows_anywhere(b, scores, rows);
 }
 
+BON_AVX2 static void stream_row(const double *row, size_t n, double *out)
+{
+    for (size_t i = 0; i < n; i += 4) bon_stream(out + i, bon_const_vec_at(row + i));
+}
+
 /* out [rows, n] = what b->weights holds, back in the order of the samples. */
 static void scatter(const block *b, size_t rows, double *out)
 {
-    for (size_t l = 0; l < rows; l++)
-        for (size_t i = 0; i < b->n; i++)
-            out[l * b->n + column(b, i, l)] = b->weights[i * LANES + l];
+    for (size_t l = 0; l < rows; l++, out += b->n) {
+        double *row = b->stream ? b->keys : out; /* keys are done */
+        for (size_t i = 0; i < b->n; i++) row[column(b, i, l)] = b->weights[i * LANES + l];
+        if (b->stream) stream_row(row, b->n, out);
+    }
 }
 
 /* Where places i and j, neighbours, are of one level; four lanes from `lane` on. */
@@ -250,10 +260,10 @@ BON_INLINE void fetch_next(const double *x, size_t n, size_t left)
     for (size_t i = LANES * n; i < 2 * LANES * n; i += 8) __builtin_prefetch(x + i);
 }
 
-BON_INLINE void fetch_next_output(const double *x, size_t n, size_t left)
+BON_INLINE void fetch_next_output(const block *b, const double *x, size_t left)
 {
-    if (n > FETCHED || left < 2 * LANES) return;
-    for (size_t i = LANES * n; i < 2 * LANES * n; i += 8) __builtin_prefetch(x + i, 1);
+    if (b->stream || b->n > FETCHED || left < 2 * LANES) return;
+    for (size_t i = LANES * b->n; i < 2 * LANES * b->n; i += 8) __builtin_prefetch(x + i, 1);
 }
 
 /* -- checks ---------------------------------------------------------------- */

@@ -524,7 +524,7 @@ BON_INLINE int rl_rows(const block *b, const setting *as, const double *scores,
     if (found == NOT_FINITE) return 0;
     if (scores != rewards) fetch_next(rewards, b->n, left);
     gather(b, rewards, rows, b->rewards);
-    fetch_next_output(out, b->n, left);
+    fetch_next_output(b, out, left);
     const bon_known *known = as->known;
     const int by_rank = !as->law->exact && !as->winners && !known->chance && !known->win_rate;
     if (known->log_normaliser)
@@ -556,7 +556,8 @@ BON_AVX2 static int rl_rows_avx2(const block *b, const setting *as, const double
 
 bon_status bon_rl_loss(const double *scores, const double *rewards, const bon_known *known,
                        size_t rows, size_t n, const bon_law *law, int winners,
-                       double *scratch, double *value, double *weights, size_t *bad)
+                       double *scratch, double *value, double *weights, int stream,
+                       size_t *bad)
 {
     bon_status status = check_law(law, known, rows, n, bad);
     if (status != BON_OK) return status;
@@ -565,7 +566,7 @@ bon_status bon_rl_loss(const double *scores, const double *rewards, const bon_kn
     if (winners && (!drawn || !ranked || n / law->k < 2 || n < law->k + 2))
         return BON_ERR_DOMAIN;
 
-    const block b = cut_up(n, scratch);
+    const block b = cut_up(n, scratch, weights, stream);
     setting as = {.law = law, .known = known, .winners = winners};
     as.own = winners ? law->k : 1;
     as.share = 1.0 / ((double)(n - as.own) - (ranked ? 1.0 : 0.0));
@@ -583,5 +584,6 @@ bon_status bon_rl_loss(const double *scores, const double *rewards, const bon_kn
         status = find_not_finite(rewards + at, scores + at, some * n, at, bad);
         if (status != BON_OK) return status;
     }
+    if (b.stream) bon_end_streams();
     return BON_OK;
 }

@@ -226,7 +226,7 @@ BON_INLINE int sft_block(const block *b, sft_call *in, size_t at, size_t left, d
     gather_shares(b, &of, in, at, rows, top);
     if (by_rank) fill_sft_tables(in, b->n);
     for (size_t lane = 0; lane < LANES; lane += 4) count_wins(b, &of, in, lane, tied);
-    fetch_next_output(out, b->n, left);
+    fetch_next_output(b, out, left);
     tilt_policy(b, &of, in, top);
     for (size_t l = 0; known && l < LANES; l++)
         all[l] = exp(in->known->log_normaliser[at + (l < rows ? l : rows - 1)] - in->lambda);
@@ -254,13 +254,13 @@ BON_AVX2 static int sft_block_avx2(const block *b, sft_call *in, size_t at, size
 bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t *expert,
                         const bon_known *known, size_t rows, size_t n,
                         const bon_law *law, double *scratch, double *value,
-                        double *weights, size_t *bad)
+                        double *weights, int stream, size_t *bad)
 {
     bon_status status = check_law(law, known, rows, n, bad);
     if (status != BON_OK) return status;
     if (law->exact) return BON_ERR_DOMAIN;
 
-    const block b = cut_up(n, scratch);
+    const block b = cut_up(n, scratch, weights, stream);
     sft_call in = {.scores = scores, .logp = logp, .expert = expert, .known = known,
                    .lambda = law->lambda, .tables = b.tables};
     const int avx2 = bon_has_avx2();
@@ -274,5 +274,6 @@ bon_status bon_sft_loss(const double *scores, const double *logp, const uint8_t 
         status = find_not_finite(scores + at, logp + at, some * n, at, bad);
         if (status != BON_OK) return status;
     }
+    if (b.stream) bon_end_streams();
     return BON_OK;
 }

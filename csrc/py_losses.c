@@ -15,6 +15,7 @@ typedef struct {
     size_t n;
     row_range range;
     double *value, *weights, *scratch;
+    int stream;
 } call;
 
 /* obj as float64 [rows, n] like scores, or NULL with an exception set. */
@@ -90,6 +91,7 @@ static int begin(PyArrayObject *scores, PyObject *value_obj, PyObject *weights_o
     }
     in->value = PyArray_DATA(value);
     in->weights = PyArray_DATA(weights);
+    in->stream = is_beyond_caches(weights);
     in->scratch = PyMem_New(double, bon_loss_scratch(in->n));
     if (in->scratch != NULL) return 0;
     PyErr_NoMemory();
@@ -158,7 +160,7 @@ static PyObject *py_bon(PyObject *Py_UNUSED(module), PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         status = bon_bon_loss(ranked + at * n, truth + at * n, min_size(chunk, end - at), n,
                               (size_t)k, (bon_baseline)baseline, in.scratch, in.value + at,
-                              in.weights + at * n, &bad);
+                              in.weights + at * n, in.stream, &bad);
         Py_END_ALLOW_THREADS
         if (after(status, "scores and rewards", &in, at, bad) < 0) goto done;
     }
@@ -219,7 +221,7 @@ static PyObject *py_bon_rl(PyObject *Py_UNUSED(module), PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         status = bon_rl_loss(ranked + at * n, truth + at * n, &here, min_size(chunk, end - at),
                              n, &law, winners, in.scratch, in.value + at,
-                             in.weights + at * n, &bad);
+                             in.weights + at * n, in.stream, &bad);
         Py_END_ALLOW_THREADS
         if (after(status, "scores and rewards", &in, at, bad) < 0) goto done;
     }
@@ -286,7 +288,7 @@ static PyObject *py_bon_sft(PyObject *Py_UNUSED(module), PyObject *args)
         Py_BEGIN_ALLOW_THREADS
         status = bon_sft_loss(ranked + at * n, nats + at * n, shown + at * n, &here,
                               min_size(chunk, end - at), n, &law, in.scratch, in.value + at,
-                              in.weights + at * n, &bad);
+                              in.weights + at * n, in.stream, &bad);
         Py_END_ALLOW_THREADS
         const size_t row = at + bad / n, fewest = known.chance ? 1 : 3;
         if (status == BON_ERR_DOMAIN && raise_too_few(shown + row * n, row, n, fewest))

@@ -225,6 +225,57 @@ def test_best_of_k_of_all_k_weighs_every_rank_with_its_binomial(n, rows):
     assert (perfect[:, 0] == rewards.max(-1)).all()
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 31, 64, 65, 200, 513, 1100])
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (-1e300, 1e300), (0.1, 0.1 + 2**-56), (7.0, 7.0)])
+def test_best_of_k_of_two_levels_weighs_their_means(n, levels):
+    rng = np.random.default_rng(n)
+    rewards = rng.normal(size=(n + 1 if n < 70 else 19, n))
+    upper = rng.permuted(np.arange(n) < np.linspace(0, n, len(rewards)).round()[:, None], axis=1)
+    scores = np.where(upper, levels[1], levels[0])
+    ordered = rewards.copy()  # best first, each the mean of its level
+    for row, order, top in zip(ordered, np.argsort(~upper, 1, kind="stable"), upper, strict=True):
+        some = top.sum() if levels[0] < levels[1] else 0
+        row[:] = row[order]
+        for part in (row[:some], row[some:]):
+            part[:] = part.mean() if len(part) else 0
+    ks = sorted({1, 2, (n + 1) // 2, n} - {2 * (n == 1)} - {0})
+    got = best_of_k(rewards, ks, scores)
+    for column, k in enumerate(ks):
+        weights = [math.comb(n - 1 - i, k - 1) / math.comb(n, k) for i in range(n)]
+        np.testing.assert_allclose(got[:, column], ordered @ weights, rtol=0, atol=1e-13)
+
+
+def rows_of_all_kinds(rows, n):
+    """Scores of two levels, of one, of ten and all different, in turn and by chance."""
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(rows, n))
+    kind = rng.integers(0, 4, size=rows)
+    scores[kind == 0] = (scores[kind == 0] > 0.2) * 0.3
+    scores[kind == 1] = 2.0
+    scores[kind == 2] = np.round(scores[kind == 2] * 2)
+    return rng.normal(size=(rows, n)), scores
+
+
+@pytest.mark.parametrize("n", [5, 64, 100])
+def test_best_of_k_of_a_row_does_not_depend_on_the_others(n):
+    rewards, scores = rows_of_all_kinds(60, n)
+    ks = range(1, n + 1)
+    together = best_of_k(rewards, ks, scores)
+    for row in range(60):
+        alone = best_of_k(rewards[row : row + 1], ks, scores[row : row + 1])
+        np.testing.assert_array_equal(together[row : row + 1], alone)
+
+
+def test_best_of_k_of_more_than_the_caches_hold_is_that_of_its_parts():
+    rewards, scores = rows_of_all_kinds(33_003, 64)  # 17 MB of results: written past the caches
+    ks = range(1, 65)
+    whole = best_of_k(rewards, ks, scores)
+    assert whole.nbytes > 16 << 20
+    for start in range(0, len(rewards), 3001):
+        rows = slice(start, start + 3001)
+        np.testing.assert_array_equal(whole[rows], best_of_k(rewards[rows], ks, scores[rows]))
+
+
 @pytest.mark.parametrize("scale", [2.0**-1000, 2.0**500, 2.0**520, 2.0**1015])
 def test_best_of_k_of_all_k_keeps_rewards_of_any_size(scale):
     rng = np.random.default_rng(0)
@@ -1240,7 +1291,7 @@ VOTES = np.random.default_rng(0).integers(0, 8, size=(400, 64))
     "work",
     [
         lambda: pass_at_k(**{**SLOW, "n": SLOW["n"][:40_000]}),
-        lambda: best_of_k(RAGGED, range(1, 500)),
+        lambda: best_of_k(RAGGED, range(1, 1500)),
         lambda: majority_at_k(
             VOTES, VOTES == 0, 64, weights=RAGGED[:1, :64] * np.ones(VOTES.shape)
         ),

@@ -818,6 +818,19 @@ def test_binding_refuses_to_write_what_is_read_only():
         _losses.bon(A, A, 2, 0, V, fixed, 0, 1)
 
 
+@pytest.mark.parametrize("label", ["bon", "bon_rl_v", "bon_sft", "bon_rlb"])
+def test_results_of_more_than_the_caches_hold_are_those_of_their_parts(label):
+    loss = make_loss(label)
+    rewards, given = some_inputs(loss, rows=33_003, n=64)
+    value, weights = loss(rewards, **given)
+    assert weights.nbytes > 16 << 20  # written past the caches
+    for start in range(0, len(rewards), 3001):
+        rows = slice(start, start + 3001)
+        some = {name: x[rows] for name, x in given.items()}
+        for whole, part in zip((value, weights), loss(rewards[rows], **some), strict=True):
+            np.testing.assert_array_equal(whole[rows], part)
+
+
 @pytest.mark.parametrize("label", ["bon", "bon_rl_v", "bon_rlb"])
 def test_results_do_not_depend_on_the_number_of_threads(label, monkeypatch):
     loss = make_loss(label)

@@ -81,8 +81,8 @@ static void test_best_of_k_does_rows_in_any_number(void)
 }
 
 /* The ways to sort: by short keys, by whole keys where one score lies far out, by whole
- * scores where two are neighbours. */
-enum { SHORT_KEYS, WHOLE_KEYS, WHOLE_SCORES, KINDS };
+ * scores where two are neighbours; all rows but one have two levels and are not sorted. */
+enum { SHORT_KEYS, WHOLE_KEYS, WHOLE_SCORES, TWO_LEVELS, KINDS };
 
 static void fill_scores(double *scores, size_t n, int kind)
 {
@@ -90,6 +90,7 @@ static void fill_scores(double *scores, size_t n, int kind)
         scores[i] = 1.0 + (double)((i % n * 29) % 71);
         if (kind == WHOLE_KEYS && i % n == 0) scores[i] = 1e30;
         if (kind == WHOLE_SCORES && i % n == 0) scores[i] = 71.0 * (1.0 + 0x1p-52);
+        if (kind == TWO_LEVELS && i / n != 4) scores[i] = scores[i] > 35.0 ? 7.0 : 2.0;
     }
 }
 
@@ -101,13 +102,14 @@ static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, doubl
     double *misses = malloc((n + 1) * bon_rank_columns(nk) * sizeof *misses);
     double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
     double *scores = malloc(9 * n * sizeof *scores), *rewards = malloc(9 * n * sizeof *rewards);
-    double *out = malloc(9 * nk * sizeof *out);
+    const size_t lines = (9 * nk * sizeof(double) + 63) / 64; /* whole ones are streamed */
+    double *out = aligned_alloc(64, 64 * lines);
     size_t bad;
     CHECK(weights && misses && scratch && scores && rewards && out);
     fill_scores(scores, n, kind);
     for (size_t i = 0; i < 9 * n; i++) rewards[i] = (scores[i] - 1.0) * scale;
     CHECK(bon_rank_weights(n, ks, nk, weights, misses) == BON_OK);
-    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, misses, scratch, out, nk, 0, &bad)
+    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, misses, scratch, out, nk, 1, &bad)
           == BON_OK);
     for (size_t r = 0; r < 9; r++) {
         double best = 0.0;

@@ -19,7 +19,7 @@ static bon_status bon(const double *scores, const double *rewards, size_t rows, 
 {
     double *scratch = scratch_for(n);
     const bon_status status = bon_bon_loss(scores, rewards, rows, n, k, baseline, scratch,
-                                           value, weights, bad);
+                                           value, weights, 0, bad);
     free(scratch);
     return status;
 }
@@ -31,7 +31,7 @@ static bon_status rl(const double *scores, const double *rewards, const double *
     const bon_known known = {chance, win_rate, NULL};
     double *scratch = scratch_for(n);
     const bon_status status = bon_rl_loss(scores, rewards, &known, rows, n, &law, winners,
-                                          scratch, value, weights, bad);
+                                          scratch, value, weights, 0, bad);
     free(scratch);
     return status;
 }
@@ -44,7 +44,7 @@ static bon_status sft(const double *scores, const double *logp, const uint8_t *e
     const bon_known known = {chance, win_rate, NULL};
     double *scratch = scratch_for(n);
     const bon_status status = bon_sft_loss(scores, logp, expert, &known, rows, n, &law,
-                                           scratch, value, weights, bad);
+                                           scratch, value, weights, 0, bad);
     free(scratch);
     return status;
 }
@@ -189,7 +189,7 @@ static void test_rl_known_normaliser(void)
     const double c = right * wrong / 6.0, of_wrong = -2.0 * right * wrong / 6.0;
     double value[1], weights[3], *scratch = scratch_for(3);
     size_t bad;
-    CHECK(bon_rl_loss(rewards, rewards, &known, 1, 3, &law, 0, scratch, value, weights, &bad)
+    CHECK(bon_rl_loss(rewards, rewards, &known, 1, 3, &law, 0, scratch, value, weights, 0, &bad)
           == BON_OK);
     CHECK_CLOSE(value[0], -(2.0 * right + (1.0 - right) + (1.0 - wrong)) / 3.0);
     /* others of the wrong sample: two right ones of F = 1. Of a right one: one of those, and
@@ -210,18 +210,18 @@ static void test_normalisers_of_no_law_are_rejected(void)
     size_t bad;
     for (size_t i = 0; i < 3; i++) {
         const bon_known known = {NULL, x, wrong[i]};
-        CHECK(bon_rl_loss(x, x, &known, 2, 3, &law, 0, scratch, value, weights, &bad)
+        CHECK(bon_rl_loss(x, x, &known, 2, 3, &law, 0, scratch, value, weights, 0, &bad)
               == BON_ERR_DOMAIN);
         CHECK(bad == (i < 2 ? 3 : 0));
-        CHECK(bon_sft_loss(x, x, expert, &known, 2, 3, &law, scratch, value, weights, &bad)
+        CHECK(bon_sft_loss(x, x, expert, &known, 2, 3, &law, scratch, value, weights, 0, &bad)
               == BON_ERR_DOMAIN);
     }
     const bon_known alone = {NULL, NULL, fine}, with_chance = {x, x, fine}, both = {NULL, x, fine};
-    CHECK(bon_rl_loss(x, x, &alone, 2, 3, &law, 0, scratch, value, weights, &bad)
+    CHECK(bon_rl_loss(x, x, &alone, 2, 3, &law, 0, scratch, value, weights, 0, &bad)
           == BON_ERR_DOMAIN);
-    CHECK(bon_rl_loss(x, x, &with_chance, 2, 3, &law, 0, scratch, value, weights, &bad)
+    CHECK(bon_rl_loss(x, x, &with_chance, 2, 3, &law, 0, scratch, value, weights, 0, &bad)
           == BON_ERR_DOMAIN);
-    CHECK(bon_rl_loss(x, x, &both, 2, 3, &law, 0, scratch, value, weights, &bad) == BON_OK);
+    CHECK(bon_rl_loss(x, x, &both, 2, 3, &law, 0, scratch, value, weights, 0, &bad) == BON_OK);
     free(scratch);
 }
 
