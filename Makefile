@@ -53,7 +53,8 @@ build/ctest/libcore.a: build/asan/built
 	@$(AR) rcs $@ $(CORE)
 
 # These make each allocation fail in turn.
-build/ctest/test_engine build/ctest/test_hold build/ctest/test_int8 build/ctest/test_learner: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+build/ctest/test_engine build/ctest/test_hold build/ctest/test_int8 build/ctest/test_learner \
+build/ctest/test_pages: WRAP = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc,--wrap=mmap
 
 build/ctest/%: tests/c/%.c $(wildcard tests/c/*.h) build/ctest/libcore.a build/ctest/onednn
 	$(CC) $(WARN) $(SAN) $(ENGINE) -Icsrc $(WRAP) -o $@ $< build/ctest/libcore.a \

@@ -1,17 +1,16 @@
 /* cache.c - the arena of key-value blocks, and sequences over it.
  *
- * The arena is one anonymous mapping: the system gives memory to the pages that
+ * The arena is one piece (pages.h): the system gives memory to the pages that
  * are written, so a generous number of blocks costs nothing until it is used.
  * Free blocks form a stack, so a freed block, still warm, is the next one taken.
  */
-#define _DEFAULT_SOURCE
 #include "cache.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "gemm.h"
+#include "pages.h"
 
 struct bon_cache {
     size_t layers, kv_heads, head_dim;
@@ -19,7 +18,7 @@ struct bon_cache {
     size_t key_bytes;  /* of one (layer, head) in a block */
     size_t head_bytes; /* keys and values of one (layer, head) */
     size_t block_bytes;
-    size_t bytes;      /* of the mapping */
+    size_t bytes;      /* of the arena */
     char *arena;
     uint32_t *free_stack;
     size_t free_count;
@@ -64,12 +63,8 @@ bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim, bon
     cache->block_bytes = block_bytes;
     cache->free_stack = malloc(blocks * sizeof *cache->free_stack);
     cache->references = calloc(blocks, sizeof *cache->references);
-    void *arena = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (arena != MAP_FAILED) {
-        cache->arena = arena;
-        cache->bytes = bytes;
-    }
+    cache->arena = bon_pages_alloc(bytes);
+    cache->bytes = bytes;
     if (!cache->arena || !cache->free_stack || !cache->references) {
         bon_cache_destroy(cache);
         return BON_ERR_MEMORY;
@@ -84,7 +79,7 @@ bon_status bon_cache_create(size_t layers, size_t kv_heads, size_t head_dim, bon
 void bon_cache_destroy(bon_cache *cache)
 {
     if (cache == NULL) return;
-    if (cache->arena) munmap(cache->arena, cache->bytes);
+    bon_pages_free(cache->arena, cache->bytes);
     free(cache->free_stack);
     free(cache->references);
     free(cache);

@@ -25,6 +25,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "pages.h"
 #include "threads.h"
 
 /* Logits of one chunk of rows take about this many floats: 16 MB. */
@@ -156,8 +157,7 @@ bon_status bon_session_create(const bon_model *model, const bon_session_limits *
         || !(s->tokens = calloc(s->slots, sizeof *s->tokens))
         || !(s->draws = calloc(s->slots, sizeof *s->draws))
         || !(s->statuses = calloc(s->slots, sizeof *s->statuses))
-        || !(s->logits = aligned_alloc(64, (s->chunk_rows * a->vocab * sizeof(float) + 63)
-                                               / 64 * 64))
+        || !(s->logits = bon_pages_alloc(s->chunk_rows * a->vocab * sizeof(float)))
         || !(s->draw_scratch = aligned_alloc(64, (size_t)bon_model_threads(model)
                                                      * s->scratch_bytes)))
         goto done;
@@ -199,7 +199,7 @@ void bon_session_destroy(bon_session *s)
     free(s->tokens);
     free(s->draws);
     free(s->statuses);
-    free(s->logits);
+    bon_pages_free(s->logits, s->chunk_rows * bon_model_arch(s->model)->vocab * sizeof(float));
     free(s->draw_scratch);
     free(s->end_tokens);
     free(s->watch);

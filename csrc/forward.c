@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "model_parts.h"
+#include "pages.h"
 #include "threads.h"
 #include "vecmath.h"
 
@@ -18,7 +19,8 @@ struct bon_work {
     const bon_model *model;
     int threads;
     size_t rows, runs, context, rank; /* that there is room for */
-    char *memory;    /* all of the below, 64-byte aligned */
+    size_t bytes;
+    char *memory;    /* [bytes] all of the below, 64-byte aligned */
     float *x;        /* [rows, hidden] the residual stream */
     float *normed;   /* [rows, hidden] what a block reads or adds */
     float *qkv;      /* [rows, qkv_width] */
@@ -44,7 +46,7 @@ bon_status bon_work_create(const bon_model *model, int threads, bon_work **out)
 void bon_work_destroy(bon_work *work)
 {
     if (work == NULL) return;
-    free(work->memory);
+    bon_pages_free(work->memory, work->bytes);
     free(work);
 }
 
@@ -102,10 +104,12 @@ bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t con
                                                       work->threads) == 0)
         return BON_ERR_MEMORY;
     bon_work none = {.threads = work->threads};
-    char *memory = aligned_alloc(64, lay_out(&none, work->model, rows, runs, context));
+    const size_t bytes = lay_out(&none, work->model, rows, runs, context);
+    char *memory = bon_pages_alloc(bytes);
     if (memory == NULL) return BON_ERR_MEMORY;
-    free(work->memory);
+    bon_pages_free(work->memory, work->bytes);
     work->memory = memory;
+    work->bytes = bytes;
     lay_out(work, work->model, rows, runs, context);
     work->rows = rows;
     work->runs = runs;
@@ -168,7 +172,10 @@ static void add_residual(const bon_pass *pass, float *to, const float *x, const 
         bon_norm_rows(a, pass->work->normed, h, post_norm, pass->rows, pass->work->threads);
         h = pass->work->normed;
     }
-    for (size_t i = 0; i < pass->rows * a->hidden; i++) to[i] = x[i] + h[i];
+    const size_t count = pass->rows * a->hidden;
+    const int threads = pass->work->threads;
+#pragma omp parallel for simd num_threads(threads) if (threads > 1 && count > BON_PARALLEL_ABOVE)
+    for (size_t i = 0; i < count; i++) to[i] = x[i] + h[i];
 }
 
 /* cos and sin of every row's angles. The angle is rounded to float32 before the
@@ -275,6 +282,8 @@ void bon_forward_begin(bon_pass *pass, const int32_t *tokens, float *x)
     const bon_arch *a = &pass->model->arch;
     bon_work *work = pass->work;
     pass->rows = index_rows(work, pass->runs, pass->n_runs, &pass->context);
+#pragma omp parallel for num_threads(work->threads) \
+    if (work->threads > 1 && pass->rows * a->hidden > BON_PARALLEL_ABOVE / 4)
     for (size_t r = 0; r < pass->rows; r++) {
         bon_matrix_row(pass->model->embed, (size_t)tokens[r], x + r * a->hidden);
         if (a->embed_scale != 1.0f) bon_vec_scale(x + r * a->hidden, a->hidden, a->embed_scale);

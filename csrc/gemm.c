@@ -1,22 +1,20 @@
 /* gemm.c - packed weights, and the routes that multiply with them (matrix.h). */
-#define _DEFAULT_SOURCE /* madvise and MAP_ANONYMOUS */
+#define _DEFAULT_SOURCE /* clock_gettime */
 #include "gemm.h"
 
 #include <immintrin.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "int8.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "onednn.h"
+#include "pages.h"
 #include "threads.h"
 #include "transpose.h"
-
-#define HUGE_PAGE ((size_t)2 << 20)
 
 /* -- numbers --------------------------------------------------------------- */
 
@@ -31,28 +29,6 @@ const char *bon_route_name(bon_route route)
 {
     static const char *const names[BON_ROUTES] = {"tile", "dot", "onednn"};
     return names[route];
-}
-
-/* Zeroed memory. Large blocks are mapped, so that pages exist from their first
- * write on, and start at a huge page: the walk over weights then misses the TLB
- * five hundred times less often. */
-static bon_status allocate(bon_matrix *m)
-{
-    if (m->bytes < HUGE_PAGE) {
-        m->data = aligned_alloc(64, bon_round_up(m->bytes, 64));
-        if (!m->data) return BON_ERR_MEMORY;
-        memset(m->data, 0, m->bytes);
-        return BON_OK;
-    }
-    if (m->bytes > SIZE_MAX - HUGE_PAGE) return BON_ERR_MEMORY;
-    void *base = mmap(NULL, m->bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) return BON_ERR_MEMORY;
-    m->base = base;
-    m->data = (char *)base + (HUGE_PAGE - (uintptr_t)base % HUGE_PAGE) % HUGE_PAGE;
-    /* Advice only: without huge pages the product is slower and still right. */
-    (void)madvise(m->data, m->bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-    return BON_OK;
 }
 
 bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **out)
@@ -74,7 +50,8 @@ bon_status bon_matrix_create(size_t n, size_t k, bon_dtype dtype, bon_matrix **o
     m->padded_k = bon_round_up(k, BON_K_ALIGN);
     m->dtype = dtype;
     m->bytes = bytes;
-    bon_status status = allocate(m);
+    m->data = bon_pages_alloc(bytes);
+    bon_status status = m->data ? BON_OK : BON_ERR_MEMORY;
     if (status == BON_OK && dtype == BON_I8
         && (!(m->scale = calloc(n, sizeof *m->scale))
             || !(m->rough = calloc(n, sizeof *m->rough))))
@@ -91,10 +68,7 @@ void bon_matrix_destroy(bon_matrix *matrix)
 {
     if (!matrix) return;
     for (int phase = 0; phase < BON_PHASES; phase++) bon_onednn_destroy(matrix->onednn[phase]);
-    if (matrix->base)
-        munmap(matrix->base, matrix->bytes + HUGE_PAGE);
-    else
-        free(matrix->data);
+    bon_pages_free(matrix->data, matrix->bytes);
     free(matrix->scale);
     free(matrix->rough);
     free(matrix->fine.output);

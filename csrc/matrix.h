@@ -22,7 +22,6 @@ struct bon_matrix {
     bon_route route[BON_PHASES];
     bon_onednn *onednn[BON_PHASES]; /* from the first set_route on */
     void *data;
-    void *base; /* of the mapping, or NULL if data is from aligned_alloc */
     size_t bytes;
     float *scale; /* int8: of each output */
     bool *rough;  /* int8: which outputs need a second digit */

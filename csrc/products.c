@@ -18,6 +18,8 @@
 #define Y_BLOCK 1536          /* rows times panels of y in a block: 96 KiB */
 #define GROUP 16              /* most panels dealt to a thread at a time */
 #define FEW_ROWS 4            /* kernels then take four panels side by side */
+#define MANY_DEALS 16         /* for each thread: one more or less hardly shows */
+#define LEAST_ROWS 96         /* of a deal: each reads all weights of its panels */
 #define SERIAL_WORK 200000    /* multiply-adds below which threads do not pay */
 
 /* -- rows of x ------------------------------------------------------------- */
@@ -235,23 +237,39 @@ static size_t group_size(size_t panels, size_t threads, size_t rows)
     return bon_smaller(whole < wide ? wide : whole, most);
 }
 
+/* In how many deals the rows of a group go, so that all threads end at about the same time:
+ * one, unless there are few groups and not as many for each thread. Not of int8, where second
+ * digits are added to what the first ones gave. */
+static size_t deals_of_rows(const product *p, size_t groups, size_t threads)
+{
+    const size_t rows = p->first.count;
+    if (p->m->dtype == BON_I8 || groups % threads == 0 || groups >= MANY_DEALS * threads) return 1;
+    size_t deals = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    while (groups * deals % threads && rows / (deals + 1) >= LEAST_ROWS) deals++;
+    return deals;
+}
+
 static void multiply(const product *p, float *y, size_t ldy, int threads)
 {
     const input *inputs[] = {&p->first, &p->second};
     const size_t panels = p->m->panels;
     const size_t group =
         group_size(panels, (size_t)threads, bon_smaller(ROW_BLOCK, p->first.count));
-    const long groups = (long)((panels + group - 1) / group);
+    const size_t groups = (panels + group - 1) / group;
+    const size_t deals = deals_of_rows(p, groups, (size_t)threads);
     const long fine = (long)((p->m->fine.count + BON_PANEL - 1) / BON_PANEL);
-    const bool serial = threads == 1 || groups == 1
+    const bool serial = threads == 1 || groups * deals == 1
                         || p->m->n * p->m->k < SERIAL_WORK / p->first.count;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
-    for (long g = 0; g < groups; g++) {
-        const size_t panel = (size_t)g * group, count = bon_smaller(group, panels - panel);
-        for (size_t i = 0; i < 2; i++)
-            for (size_t r = 0; r < inputs[i]->count; r += ROW_BLOCK)
-                multiply_block(p, panel, count, inputs[i], r,
-                               bon_smaller(ROW_BLOCK, inputs[i]->count - r), y, ldy);
+    for (long d = 0; d < (long)(groups * deals); d++) {
+        const size_t panel = (size_t)d / deals * group, deal = (size_t)d % deals;
+        const size_t count = bon_smaller(group, panels - panel);
+        for (size_t i = 0; i < 2; i++) {
+            const size_t end = inputs[i]->count * (deal + 1) / deals;
+            for (size_t r = inputs[i]->count * deal / deals; r < end; r += ROW_BLOCK)
+                multiply_block(p, panel, count, inputs[i], r, bon_smaller(ROW_BLOCK, end - r), y,
+                               ldy);
+        }
     }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
     for (long panel = 0; panel < fine; panel++)

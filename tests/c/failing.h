@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/mman.h>
 
 static long allocations_left = -1; /* -1: all succeed */
 static size_t bytes_asked;
@@ -21,10 +22,12 @@ void *__real_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
 void *__real_realloc(void *old, size_t size);
 void *__real_aligned_alloc(size_t alignment, size_t size);
+void *__real_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
 
 void *__wrap_malloc(size_t size)
 {
@@ -45,6 +48,12 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size)
 {
     bytes_asked += size;
     return allocation_fails() ? NULL : __real_aligned_alloc(alignment, size);
+}
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
+{
+    bytes_asked += size - ((size_t)2 << 20); /* pages.c keeps a huge page less than it maps */
+    return allocation_fails() ? MAP_FAILED
+                              : __real_mmap(at, size, protection, flags, file, offset);
 }
 
 #endif /* BON_FAILING_H */
