@@ -139,7 +139,8 @@ static PyDataMem_Handler handler = {
 /* -- empty ------------------------------------------------------------------ */
 
 PyDoc_STRVAR(empty_doc,
-             "empty(shape, /) -> ndarray of float64 whose elements are not set\n\n"
+             "empty(shape, /)\n--\n\n"
+             "An array of float64 whose elements are not set.\n\n"
              "As numpy.empty, but the memory of large arrays is used again.");
 
 static PyObject *py_empty(PyObject *Py_UNUSED(module), PyObject *arg)
