@@ -138,6 +138,15 @@ static PyDataMem_Handler handler = {
 
 /* -- empty ------------------------------------------------------------------ */
 
+/* False also for what is no shape of an array. */
+static int is_large(const PyArray_Dims *shape)
+{
+    for (int i = 0; i < shape->len; i++)
+        if (shape->ptr[i] < 0) return 0;
+    return PyArray_OverflowMultiplyList(shape->ptr, shape->len)
+           >= (npy_intp)(LEAST_KEPT / sizeof(double));
+}
+
 PyDoc_STRVAR(empty_doc,
              "empty(shape, /)\n--\n\n"
              "An array of float64 whose elements are not set.\n\n"
@@ -148,8 +157,7 @@ static PyObject *py_empty(PyObject *Py_UNUSED(module), PyObject *arg)
     PyArray_Dims shape = {NULL, 0};
     if (!PyArray_IntpConverter(arg, &shape)) return NULL;
     PyObject *array = NULL, *capsule = NULL, *others = NULL;
-    const npy_intp count = PyArray_OverflowMultiplyList(shape.ptr, shape.len);
-    const int large = count < 0 || (size_t)count >= LEAST_KEPT / sizeof(double);
+    const int large = is_large(&shape);
     if (large) {
         capsule = PyCapsule_New(&handler, "mem_handler", NULL);
         if (capsule == NULL) goto done;
@@ -158,8 +166,11 @@ static PyObject *py_empty(PyObject *Py_UNUSED(module), PyObject *arg)
     }
     array = PyArray_EMPTY(shape.len, shape.ptr, NPY_DOUBLE, 0);
     if (large) {
+        PyErr_Clear(); /* a large array fails for want of memory only */
         PyObject *ours = PyDataMem_SetHandler(others);
         if (ours == NULL) Py_CLEAR(array);
+        else if (array == NULL)
+            PyErr_Format(PyExc_MemoryError, "no memory for a result of the shape %R", arg);
         Py_XDECREF(ours);
     }
 
