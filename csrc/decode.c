@@ -118,10 +118,11 @@ static size_t draw_scratch_bytes(const bon_model *model)
 size_t bon_session_scratch_bytes(const bon_model *model, size_t slots, size_t context)
 {
     const bon_arch *a = bon_model_arch(model);
-    const size_t rows = max_size(slots, BON_CHUNK);
+    const size_t runs = max_size(slots, BON_CHUNK);
+    const size_t rows = max_size(runs, bon_model_prefill_rows(model));
     return (logit_rows(model, slots) + slots) * a->vocab * sizeof(float) /* and of prompts */
            + (size_t)bon_model_threads(model) * draw_scratch_bytes(model)
-           + bon_work_bytes(model, rows, rows, context);
+           + bon_work_bytes(model, rows, runs, context);
 }
 
 bon_status bon_session_create(const bon_model *model, const bon_session_limits *limits,
@@ -443,15 +444,13 @@ static bon_status prefill(bon_session *s, prompt_record *p, const bon_poll *poll
 {
     const double start = seconds_now();
     const bon_arch *a = bon_model_arch(s->model);
-    const float *hidden;
+    const float *last;
     float *logits = malloc(a->vocab * sizeof *logits);
     if (logits == NULL) return BON_ERR_MEMORY;
     bon_status status = bon_model_prefill(s->model, s->works[0], s->cache, p->tokens, p->length,
-                                          &p->seq, poll, &hidden);
+                                          &p->seq, poll, &last);
     if (status == BON_OK)
-        status = bon_model_logits(s->model, BON_PREFILL,
-                                  hidden + (p->length - 1) % BON_CHUNK * a->hidden, 1, logits,
-                                  s->pass_threads);
+        status = bon_model_logits(s->model, BON_PREFILL, last, 1, logits, s->pass_threads);
     if (status != BON_OK) {
         bon_seq_free(s->cache, &p->seq);
         free(logits);

@@ -172,10 +172,12 @@ static void add_residual(const bon_pass *pass, float *to, const float *x, const 
         bon_norm_rows(a, pass->work->normed, h, post_norm, pass->rows, pass->work->threads);
         h = pass->work->normed;
     }
-    const size_t count = pass->rows * a->hidden;
+    const size_t hidden = a->hidden;
     const int threads = pass->work->threads;
-#pragma omp parallel for simd num_threads(threads) if (threads > 1 && count > BON_PARALLEL_ABOVE)
-    for (size_t i = 0; i < count; i++) to[i] = x[i] + h[i];
+#pragma omp parallel for num_threads(threads) \
+    if (threads > 1 && pass->rows * hidden > BON_PARALLEL_ABOVE)
+    for (size_t r = 0; r < pass->rows; r++)
+        for (size_t i = r * hidden; i < (r + 1) * hidden; i++) to[i] = x[i] + h[i];
 }
 
 /* cos and sin of every row's angles. The angle is rounded to float32 before the
@@ -350,16 +352,32 @@ bon_status bon_model_forward(const bon_model *model, bon_work *work, bon_cache *
     return BON_OK;
 }
 
+/* Multiply-adds of the longest product that more rows than BON_CHUNK may make: some 20 ms at 200
+ * GFLOP/s. */
+#define PREFILL_WORK ((size_t)1 << 31)
+#define MOST_PREFILL_ROWS 256
+
+size_t bon_model_prefill_rows(const bon_model *model)
+{
+    const bon_arch *a = &model->arch;
+    const size_t rows = PREFILL_WORK / (2 * a->intermediate * a->hidden);
+    if (rows <= BON_CHUNK) return BON_CHUNK;
+    return rows < MOST_PREFILL_ROWS ? rows : MOST_PREFILL_ROWS;
+}
+
 bon_status bon_model_prefill(const bon_model *model, bon_work *work, bon_cache *cache,
                              const int32_t *tokens, size_t len, bon_seq *seq,
-                             const bon_poll *poll, const float **hidden)
+                             const bon_poll *poll, const float **last)
 {
-    bon_status status = bon_work_reserve(work, len < BON_CHUNK ? len : BON_CHUNK, 1, len);
+    const size_t most = bon_model_prefill_rows(model);
+    bon_status status = bon_work_reserve(work, len < most ? len : most, 1, len);
     if (status == BON_OK) status = bon_seq_reserve(cache, seq, len);
-    for (size_t at = 0; at < len && status == BON_OK; at += BON_CHUNK) {
-        const bon_run run = {.own = seq, .rows = len - at < BON_CHUNK ? len - at : BON_CHUNK};
+    for (size_t at = 0; at < len && status == BON_OK; at += most) {
+        const bon_run run = {.own = seq, .rows = len - at < most ? len - at : most};
+        const float *hidden;
         status = bon_model_forward(model, work, cache, BON_PREFILL, tokens + at, &run, 1, poll,
-                                   hidden);
+                                   &hidden);
+        if (status == BON_OK) *last = hidden + (run.rows - 1) * model->arch.hidden;
     }
     return status;
 }

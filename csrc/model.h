@@ -125,15 +125,20 @@ BON_MUST_CHECK bon_status bon_model_forward(const bon_model *model, bon_work *wo
                                             size_t n_runs, const bon_poll *poll,
                                             const float **hidden);
 
-/* Runs a text of len tokens into an empty sequence, in chunks of BON_CHUNK rows,
- * reserving cache and workspace itself. hidden: of the rows of the last chunk;
- * the last row stands at [(len-1) % BON_CHUNK]. On an error the sequence holds a
- * part of the text: free it. */
+/* Rows of texts that are read side by side. */
 #define BON_CHUNK 128
+
+/* Rows of a text that go through the layers together: BON_CHUNK, or more where a model is so
+ * small that its products are short all the same. A product is what Ctrl-C waits for. */
+size_t bon_model_prefill_rows(const bon_model *model);
+
+/* Runs a text of len >= 1 tokens into an empty sequence, bon_model_prefill_rows at a time,
+ * reserving cache and workspace itself. last: [hidden] of the last token. On an error the
+ * sequence holds a part of the text: free it. */
 BON_MUST_CHECK bon_status bon_model_prefill(const bon_model *model, bon_work *work,
                                             bon_cache *cache, const int32_t *tokens, size_t len,
                                             bon_seq *seq, const bon_poll *poll,
-                                            const float **hidden);
+                                            const float **last);
 
 /* logits [rows, vocab] of rows of `hidden` [rows, hidden], soft-capped. Only where
  * arch.labels is 0. */

@@ -139,16 +139,13 @@ static bool texts_are_sound(const scorer *s, size_t *bad)
 /* Makes the tools and runs the prompt; *last is the row behind its last token. */
 static bon_status begin(scorer *s, const float **last)
 {
-    const float *hidden;
     bon_status status = bon_work_create(s->model, s->threads, &s->work);
     if (status == BON_OK) status = make_cache(s->model, cache_blocks(s), &s->cache);
     if (status == BON_OK)
         status = bon_work_reserve(s->work, BON_CHUNK, BON_CHUNK, context_of(s));
     if (status == BON_OK)
         status = bon_model_prefill(s->model, s->work, s->cache, s->prompt, s->prompt_len, &s->seq,
-                                   s->poll, &hidden);
-    if (status == BON_OK)
-        *last = hidden + (s->prompt_len - 1) % BON_CHUNK * bon_model_arch(s->model)->hidden;
+                                   s->poll, last);
     return status;
 }
 
@@ -236,7 +233,7 @@ size_t bon_score_bytes(const bon_model *model, size_t prompt_len, const size_t *
     const bon_arch *a = bon_model_arch(model);
     const scorer s = {.model = model, .prompt_len = prompt_len, .lengths = lengths,
                       .count = count};
-    return bon_work_bytes(model, BON_CHUNK, BON_CHUNK, context_of(&s))
+    return bon_work_bytes(model, bon_model_prefill_rows(model), BON_CHUNK, context_of(&s))
            + cache_blocks(&s) * bon_model_block_bytes(model, a->layers)
            + (a->labels == 0 ? LOGIT_ROWS * a->vocab * sizeof(float) : 0);
 }

@@ -172,3 +172,14 @@ def test_logits_do_not_depend_on_the_tokens_that_follow(loaded, name, dtype):
     whole = lm.logits(tokens)
     for length in (1, 16, 31, 33, 65, 128, 199):
         np.testing.assert_array_equal(lm.logits(tokens[:length]), whole[:length])
+
+
+@pytest.mark.parametrize("name", ["llama3", "wide"])
+@pytest.mark.parametrize("length", [127, 128, 129, 255, 256, 257, 300])
+def test_a_prompt_is_read_whole_however_many_rows_go_together(loaded, name, length):
+    lm, _ = loaded(name, "float32")
+    prompt = np.random.default_rng(length).integers(0, MODELS[name]["vocab_size"], length)
+    sample = lm.generate([prompt.tolist()], n=1, max_new_tokens=1, rng=0, progress=False)[0][0]
+    logits = lm.logits(prompt)[-1].astype(float)  # by other pieces
+    want = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    np.testing.assert_allclose(sample.logp, want[sample.tokens], rtol=0, atol=1e-5)

@@ -57,11 +57,11 @@ static void scores_of(const bon_model *model, const int32_t *tokens, size_t len,
     bon_work *work;
     bon_cache *cache;
     bon_seq seq = {0};
-    const float *hidden;
+    const float *last;
     CHECK(bon_work_create(model, 1, &work) == BON_OK);
     CHECK(bon_model_create_cache(model, LAYERS, bon_blocks_for(len), &cache) == BON_OK);
-    CHECK(bon_model_prefill(model, work, cache, tokens, len, &seq, NULL, &hidden) == BON_OK);
-    bon_model_scores(model, hidden + (len - 1) % BON_CHUNK * HIDDEN, 1, scores);
+    CHECK(bon_model_prefill(model, work, cache, tokens, len, &seq, NULL, &last) == BON_OK);
+    bon_model_scores(model, last, 1, scores);
     bon_seq_free(cache, &seq);
     bon_cache_destroy(cache);
     bon_work_destroy(work);
