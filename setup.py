@@ -33,10 +33,10 @@ from setuptools.command.build_ext import build_ext
 PURE = {
     "estimators": ["estimators.c", "majority.c", "votes.c", "rng.c"],
     "losses": ["losses.c", "losses_law.c", "losses_sft.c"],
-    "memory": [],
+    "memory": ["pages.c"],
     "select": ["select.c", "votes.c"],
 }
-SHARED = {"rng.c"}  # the engine draws random numbers too
+SHARED = {"rng.c", "pages.c"}  # the engine needs them too
 LIBDNNL = "libdnnl.so.3"
 
 # -std=c11 also switches the silent contraction of a*b + c off: results do not depend

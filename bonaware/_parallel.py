@@ -1,7 +1,7 @@
 """Rows of one call shared among threads.
 
-The C functions release the GIL and compute each row on its own, so the result does not
-depend on the number of threads. Threads live for one call only: nothing is left behind
+The C functions release the GIL and compute eight rows at a time on their own, so the result
+does not depend on the number of threads. Threads live for one call only: nothing is left behind
 that a later fork could trip over.
 """
 

@@ -6,9 +6,9 @@
  * overflows and nothing cancels.
  *
  * best-of-k is a sort and a product with a table of weights, or for many k
- * running sums; rows of two levels need neither. All others work on eight rows side by side: a sorting network compares
- * the same two places of every row, so eight rows cost hardly more than one and
- * nothing branches.
+ * running sums; rows of two levels need neither. All others work on eight
+ * rows side by side: a sorting network compares the same two places of every
+ * row, so eight rows cost hardly more than one and nothing branches.
  */
 #include "estimators.h"
 
@@ -128,7 +128,7 @@ enum { PANEL = BON_RANK_PANEL };
  *   w(i) = C(n-1-i, k-1) / C(n, k),   w(0) = k/n,
  *   w(i+1) = w(i) * (n-k-i) / (n-1-i),   0 after rank n-k. */
 bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weights,
-                            double *misses)
+                            double *hits)
 {
     if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
     for (size_t j = 0; j < nk; j++)
@@ -147,12 +147,11 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
                 weight[c] = weight[c] * (left - k[c]) * share;
             }
         }
-        double miss[PANEL] = {0.0}, *sums = misses + j * (n + 1);
-        for (size_t c = 0; c < PANEL; c++) sums[n * PANEL + c] = 0.0;
-        for (size_t i = n; i-- > 0;)
+        double hit[PANEL] = {0.0}, *sums = hits + j * (n + 1);
+        for (size_t i = 0; i <= n; i++)
             for (size_t c = 0; c < PANEL; c++) {
-                miss[c] += panel[i * PANEL + c];
-                sums[i * PANEL + c] = miss[c];
+                sums[i * PANEL + c] = (double)i > (double)n - k[c] ? 1.0 : hit[c];
+                if (i < n) hit[c] += panel[i * PANEL + c];
             }
     }
     return BON_OK;
@@ -173,7 +172,7 @@ typedef struct {
 typedef struct {
     size_t n, nk, stride; /* stride: of out */
     const int64_t *ks;    /* [nk] */
-    const double *weights, *misses;
+    const double *weights, *hits;
     int stream;           /* whole lines of out are written past the caches */
     int by_sums;          /* many k: running sums and not weights; see running_sums.h */
     uint64_t mask;        /* the bits of a key that hold the index of its sample */
@@ -351,8 +350,7 @@ BON_INLINE int rank_rows(const ranking *by, const double *scores, const double *
 
 /* Gives each of equal scores the mean of their rewards: weighed by rank, they
  * then share their chances evenly. Forwards, sum and count of the equals so
- * far; backwards, the mean found at the last of them. Divisions cost the most, and rows of
- * few levels have few of them: places that are the last of no lane do without. */
+ * far; backwards, the mean found at the last of them. */
 BON_INLINE void share_ties(const ranking *by)
 {
     const double *scores = by->scores;
@@ -543,13 +541,13 @@ BON_AVX2 static unsigned find_levels_avx2(const ranking *by, const double *score
 BON_INLINE void weigh_row_of_levels(const ranking *by, const bon_levels *levels, double *out,
                                     int stream)
 {
-    const double *misses = by->misses + levels->count * PANEL;
-    const double apart = levels->lower - levels->upper;
+    const double *hits = by->hits + levels->count * PANEL;
     for (size_t j = 0; j < by->nk; j += PANEL) {
-        const double *miss = misses + j * (by->n + 1);
         bon_vec best[2];
-        for (size_t v = 0; v < 2; v++)
-            best[v] = levels->upper + apart * *bon_const_vec_at(miss + 4 * v);
+        for (size_t v = 0; v < 2; v++) {
+            const bon_vec hit = *bon_const_vec_at(hits + j * (by->n + 1) + 4 * v);
+            best[v] = levels->upper * hit + levels->lower * (1.0 - hit);
+        }
         if (by->nk - j < PANEL) {
             for (size_t c = 0; c < by->nk - j; c++) out[j + c] = best[c / 4][c % 4];
             return;
@@ -693,7 +691,7 @@ static void plan(ranking *by)
 
 bon_status bon_best_of_k(const double *scores, const double *rewards, size_t rows,
                          size_t n, const int64_t *ks, size_t nk, const double *weights,
-                         const double *misses, double *scratch, double *out, size_t stride,
+                         const double *hits, double *scratch, double *out, size_t stride,
                          int stream, size_t *bad)
 {
     if (n < 1 || n > BON_MAX_RANKED) return BON_ERR_DOMAIN;
@@ -706,7 +704,7 @@ bon_status bon_best_of_k(const double *scores, const double *rewards, size_t row
     double *columns = scratch + n * LANES + 32; /* places: 32 bits, fewer than 2n or 8 rows */
     ranking by = {
         .n = n, .nk = nk, .stride = stride, .ks = ks,
-        .weights = all_one ? NULL : weights, .misses = misses,
+        .weights = all_one ? NULL : weights, .hits = hits,
         .stream = stream && avx2 && ((uintptr_t)out | stride * sizeof *out) % 64 == 0,
         .mask = bon_index_mask(n),
         .places = (int32_t *)scratch,

@@ -74,13 +74,13 @@ static inline size_t bon_rank_columns(size_t nk)
  *   ks       [nk]   1 <= ks[j] <= n
  *   weights  [bon_rank_columns(nk) / BON_RANK_PANEL, n, BON_RANK_PANEL], 0 where padded:
  *                   the weights that are used together lie together
- *   misses          of the same shape with n + 1 for n: the chance that the best of k is
- *                   rank i or worse, which is the sum of the weights from i on
+ *   hits            of the same shape with n + 1 for n: the chance that one of the i best
+ *                   ranks is among k, which is the sum of their weights, and 1 for i > n-k
  *
  * BON_ERR_DOMAIN if n or some ks[j] is out of range. O(n * nk).
  */
 BON_MUST_CHECK bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk,
-                                           double *weights, double *misses);
+                                           double *weights, double *hits);
 
 /* Doubles of scratch that bon_best_of_k needs for rows of n samples. */
 static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
@@ -94,12 +94,13 @@ static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
  *   scores   [rows, n]  the selector's view; may be the same array as rewards
  *   rewards  [rows, n]  the user's view
  *   ks       [nk]       samples per selection
- *   weights, misses     from bon_rank_weights for the same n, ks and nk
+ *   weights, hits     from bon_rank_weights for the same n, ks and nk
  *   scratch             bon_best_of_k_scratch(n) doubles; fastest, as weights are,
  *                       where it begins on a cache line
  *   out                 [rows, nk] with `stride` doubles from row to row:
  *                       expected reward, in the unit of rewards
- *   stream              write past the caches where lines of out are whole
+ *   stream              running sums, and rows of two levels, are written past the caches
+ *                       where lines of out are whole
  *   bad                 flat index into scores and rewards
  *
  * BON_ERR_DOMAIN if n or some k is out of range (*bad is not set),
@@ -113,7 +114,7 @@ static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
 BON_MUST_CHECK bon_status bon_best_of_k(const double *scores, const double *rewards,
                                         size_t rows, size_t n, const int64_t *ks,
                                         size_t nk, const double *weights,
-                                        const double *misses, double *scratch, double *out,
+                                        const double *hits, double *scratch, double *out,
                                         size_t stride, int stream, size_t *bad);
 
 /* Mean preference over a reference of each row, and its standard error.

@@ -16,7 +16,8 @@
  *   - Arrays belong to the caller and are not kept after the call.
  *   - Nothing allocates, blocks or touches global state, so any number of threads may
  *     call at once if their outputs and scratch do not overlap.
- *   - Rows are independent: a row's result does not depend on what stands beside it.
+ *   - Rows are independent: what stands beside a row shows in the last bits at most, since
+ *     eight rows are sorted in the same way.
  *   - Scratch is aligned for doubles; its size in doubles is given by a function.
  *   - stream: weights are written past the caches where their lines are whole.
  *   - On error the outputs are unspecified and *bad holds the flat index of the first

@@ -10,18 +10,25 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
+#ifdef MAP_NORESERVE
+#define UNRESERVED MAP_NORESERVE
+#else
+#define UNRESERVED 0
+#endif
+
 /* Begins with a huge page. The last may be of small ones, so that none is wasted. */
 static void *map(size_t bytes)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE), length = (bytes + page - 1) / page * page;
     char *base = mmap(NULL, length + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                      MAP_PRIVATE | MAP_ANONYMOUS | UNRESERVED, -1, 0);
     if (base == MAP_FAILED) return NULL;
     const size_t before = (HUGE_PAGE - (uintptr_t)base % HUGE_PAGE) % HUGE_PAGE;
     if (before > 0) munmap(base, before);
     munmap(base + before + length, HUGE_PAGE - before);
-    /* Advice only: without huge pages all is slower and still right. */
+#ifdef MADV_HUGEPAGE /* advice only: without huge pages all is slower and still right */
     (void)madvise(base + before, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
     return base + before;
 }
 

@@ -18,7 +18,7 @@
 #define PASS_ROWS ((size_t)4096)
 
 /* Doubles of a table of rank weights, if eight values of k fit. */
-#define RANK_TABLE ((size_t)1 << 21)
+#define RANK_TABLE ((size_t)1 << 22)
 
 /* The values of k as an array with all of them in 1 .. n, or NULL with an
  * exception set. */
@@ -129,7 +129,7 @@ typedef struct {
     const double *scores, *rewards;
     row_range range;
     size_t n;
-    double *weights, *misses, *scratch;
+    double *weights, *hits, *scratch;
     int stream;
 } ranked;
 
@@ -150,7 +150,7 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
 {
     bon_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = bon_rank_weights(in->n, ks, nk, in->weights, in->misses);
+    status = bon_rank_weights(in->n, ks, nk, in->weights, in->hits);
     Py_END_ALLOW_THREADS
     if (status != BON_OK) {
         PyErr_Format(PyExc_ValueError, "need n <= 2**28 samples in a row, got %zu", in->n);
@@ -164,7 +164,7 @@ static int best_columns(const ranked *in, const int64_t *ks, size_t nk, double *
         Py_BEGIN_ALLOW_THREADS
         status = bon_best_of_k(in->scores + at * in->n, in->rewards + at * in->n,
                                min_size(chunk, stop - at), in->n, ks, nk, in->weights,
-                               in->misses, in->scratch, out + at * stride, stride, in->stream,
+                               in->hits, in->scratch, out + at * stride, stride, in->stream,
                                &bad);
         Py_END_ALLOW_THREADS
         if (status != BON_OK) {
@@ -219,8 +219,8 @@ static PyObject *py_best_of_k(PyObject *Py_UNUSED(module), PyObject *args)
     double *memory = PyMem_New(double, LINE + 2 * table + line + bon_best_of_k_scratch(in.n));
     if (memory == NULL) return PyErr_NoMemory();
     in.weights = next_line(memory);
-    in.misses = in.weights + table;
-    in.scratch = in.misses + table + line;
+    in.hits = in.weights + table;
+    in.scratch = in.hits + table + line;
 
     const int64_t *ks = PyArray_DATA(k);
     double *out_data = PyArray_DATA(out);

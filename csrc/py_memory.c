@@ -5,26 +5,23 @@
  * computes one result after another pays for it in every turn. Arrays made here leave
  * their block behind for the next one of that size.
  *
- * Blocks that wait are known by a list, newest first. They hold MOST_KEPT bytes in all;
- * what is beyond that goes back to the system.
+ * Blocks that wait are known by a list, newest first. They hold at most MOST_KEPT bytes in
+ * all; what is beyond that goes back to the system.
  */
-#define _DEFAULT_SOURCE /* madvise */
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
 #include "py_common.h"
 
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+
+#include "pages.h"
 
 /* Smaller arrays are left to NumPy: malloc uses their memory again by itself. */
 #define LEAST_KEPT ((size_t)4 << 20)
 #define MOST_KEPT ((size_t)256 << 20)
 
-#define HUGE_PAGE ((size_t)2 << 20)
-
-/* What stands before the elements; they begin with a cache line. */
-enum { HEADER = 64 };
+/* What stands before the elements; they begin with a cache line. Blocks are whole pages. */
+enum { HEADER = 64, PAGE = 4096 };
 
 typedef struct block {
     size_t capacity; /* bytes, with this header */
@@ -38,7 +35,7 @@ static void give_back(block *some)
 {
     while (some != NULL) {
         block *older = some->older;
-        free(some);
+        bon_pages_free(some, some->capacity);
         some = older;
     }
 }
@@ -72,14 +69,11 @@ static block *take(size_t capacity)
 
 static block *new_block(size_t capacity)
 {
-    block *made = aligned_alloc(HUGE_PAGE, capacity);
+    block *made = bon_pages_alloc(capacity);
     if (made == NULL) { /* the kept ones may be what is missing */
         keep_at_most(0);
-        made = aligned_alloc(HUGE_PAGE, capacity);
+        made = bon_pages_alloc(capacity);
     }
-#ifdef MADV_HUGEPAGE
-    if (made != NULL) (void)madvise(made, capacity, MADV_HUGEPAGE);
-#endif
     return made;
 }
 
@@ -89,8 +83,8 @@ static block *block_of(void *elements) { return (block *)((char *)elements - HEA
 
 static void *allocate(void *Py_UNUSED(context), size_t size)
 {
-    if (size > SIZE_MAX - HEADER - HUGE_PAGE) return NULL;
-    const size_t capacity = (size + HEADER + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    if (size > SIZE_MAX - HEADER - PAGE) return NULL;
+    const size_t capacity = (size + HEADER + PAGE - 1) / PAGE * PAGE;
     block *to = take(capacity);
     if (to == NULL) to = new_block(capacity);
     if (to == NULL) return NULL;
@@ -109,6 +103,10 @@ static void release(void *Py_UNUSED(context), void *elements, size_t Py_UNUSED(s
 {
     if (elements == NULL) return;
     block *from = block_of(elements);
+    if (from->capacity > MOST_KEPT) {
+        bon_pages_free(from, from->capacity);
+        return;
+    }
     pthread_mutex_lock(&lock);
     from->older = kept;
     kept = from;
@@ -143,8 +141,9 @@ static int is_large(const PyArray_Dims *shape)
 {
     for (int i = 0; i < shape->len; i++)
         if (shape->ptr[i] < 0) return 0;
-    return PyArray_OverflowMultiplyList(shape->ptr, shape->len)
-           >= (npy_intp)(LEAST_KEPT / sizeof(double));
+    const npy_intp count = PyArray_OverflowMultiplyList(shape->ptr, shape->len);
+    return count >= (npy_intp)(LEAST_KEPT / sizeof(double))
+           && count <= (npy_intp)(PY_SSIZE_T_MAX / sizeof(double));
 }
 
 PyDoc_STRVAR(empty_doc,
@@ -166,7 +165,7 @@ static PyObject *py_empty(PyObject *Py_UNUSED(module), PyObject *arg)
     }
     array = PyArray_EMPTY(shape.len, shape.ptr, NPY_DOUBLE, 0);
     if (large) {
-        PyErr_Clear(); /* a large array fails for want of memory only */
+        PyErr_Clear(); /* it is a shape: what failed is memory */
         PyObject *ours = PyDataMem_SetHandler(others);
         if (ours == NULL) Py_CLEAR(array);
         else if (array == NULL)

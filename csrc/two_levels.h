@@ -3,10 +3,10 @@
  * This is what a verifier gives that says right or wrong. The best of k samples is one of
  * the upper level, whichever it is, unless all k are of the lower one:
  *
- *   upper + (lower - upper) * P(all k are of the lower level)
+ *   upper * hit + lower * (1 - hit)
  *
- * with the mean rewards of both levels. That chance is C(n-c, k) / C(n, k) where c samples
- * are of the upper level, and comes from a table; see bon_rank_weights.
+ * with the mean rewards of both levels and hit = 1 - C(n-c, k) / C(n, k), where c samples are of
+ * the upper level. It comes from a table; see bon_rank_weights.
  */
 #ifndef BON_TWO_LEVELS_H
 #define BON_TWO_LEVELS_H

@@ -245,6 +245,21 @@ def test_best_of_k_of_two_levels_weighs_their_means(n, levels):
         np.testing.assert_allclose(got[:, column], ordered @ weights, rtol=0, atol=1e-13)
 
 
+def test_best_of_k_of_two_levels_keeps_the_digits_of_small_chances():
+    n = 4000
+    right = np.zeros((1, n))
+    right[0, 7] = 1.0
+    ks = [1, 2, 3, n - 1, n]
+    np.testing.assert_allclose(best_of_k(right, ks)[0], np.array(ks) / n, rtol=1e-13)
+    np.testing.assert_array_equal(best_of_k(right * 0.3, ks)[0, -1], 0.3)
+
+
+def test_best_of_k_of_two_levels_does_not_overflow():
+    rewards = np.array([[-1.2e308, 1.2e308], [1.2e308, 1.2e308]])
+    got = best_of_k(rewards, [1, 2], [[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(got, [[0.0, 1.2e308], [1.2e308, 1.2e308]])
+
+
 def rows_of_all_kinds(rows, n):
     """Scores of two levels, of one, of ten and all different, in turn and by chance."""
     rng = np.random.default_rng(5)

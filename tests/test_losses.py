@@ -818,7 +818,7 @@ def test_binding_refuses_to_write_what_is_read_only():
         _losses.bon(A, A, 2, 0, V, fixed, 0, 1)
 
 
-@pytest.mark.parametrize("label", ["bon", "bon_rl_v", "bon_sft", "bon_rlb"])
+@pytest.mark.parametrize("label", ["bon", "bon_rl_v", "bon_sft"])
 def test_results_of_more_than_the_caches_hold_are_those_of_their_parts(label):
     loss = make_loss(label)
     rewards, given = some_inputs(loss, rows=33_003, n=64)

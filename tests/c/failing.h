@@ -51,7 +51,7 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size)
 }
 void *__wrap_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset)
 {
-    bytes_asked += size - ((size_t)2 << 20); /* pages.c keeps a huge page less than it maps */
+    if (file == -1) bytes_asked += size - ((size_t)2 << 20); /* pages.c gives a huge page back */
     return allocation_fails() ? MAP_FAILED
                               : __real_mmap(at, size, protection, flags, file, offset);
 }

@@ -50,10 +50,10 @@ static void test_pass_at_k_reports_first_bad_prompt(void)
 static bon_status best(const double *scores, const double *rewards, size_t rows, size_t n,
                        int64_t k, double *out, size_t *bad)
 {
-    double weights[ROOM * 8], misses[(ROOM + 1) * 8], scratch[35 * ROOM + 32];
-    const bon_status status = bon_rank_weights(n, &k, 1, weights, misses);
+    double weights[ROOM * 8], hits[(ROOM + 1) * 8], scratch[35 * ROOM + 32];
+    const bon_status status = bon_rank_weights(n, &k, 1, weights, hits);
     if (status != BON_OK) return status;
-    return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, misses, scratch, out, 1, 1,
+    return bon_best_of_k(scores, rewards, rows, n, &k, 1, weights, hits, scratch, out, 1, 1,
                          bad);
 }
 
@@ -99,17 +99,17 @@ static void fill_scores(double *scores, size_t n, int kind)
 static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, double scale)
 {
     double *weights = malloc(n * bon_rank_columns(nk) * sizeof *weights);
-    double *misses = malloc((n + 1) * bon_rank_columns(nk) * sizeof *misses);
+    double *hits = malloc((n + 1) * bon_rank_columns(nk) * sizeof *hits);
     double *scratch = malloc(bon_best_of_k_scratch(n) * sizeof *scratch);
     double *scores = malloc(9 * n * sizeof *scores), *rewards = malloc(9 * n * sizeof *rewards);
     const size_t lines = (9 * nk * sizeof(double) + 63) / 64; /* whole ones are streamed */
     double *out = aligned_alloc(64, 64 * lines);
     size_t bad;
-    CHECK(weights && misses && scratch && scores && rewards && out);
+    CHECK(weights && hits && scratch && scores && rewards && out);
     fill_scores(scores, n, kind);
     for (size_t i = 0; i < 9 * n; i++) rewards[i] = (scores[i] - 1.0) * scale;
-    CHECK(bon_rank_weights(n, ks, nk, weights, misses) == BON_OK);
-    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, misses, scratch, out, nk, 1, &bad)
+    CHECK(bon_rank_weights(n, ks, nk, weights, hits) == BON_OK);
+    CHECK(bon_best_of_k(scores, rewards, 9, n, ks, nk, weights, hits, scratch, out, nk, 1, &bad)
           == BON_OK);
     for (size_t r = 0; r < 9; r++) {
         double best = 0.0;
@@ -120,7 +120,7 @@ static void check_memory(size_t n, int kind, const int64_t *ks, size_t nk, doubl
     free(rewards);
     free(scores);
     free(scratch);
-    free(misses);
+    free(hits);
     free(weights);
 }
 
@@ -142,14 +142,14 @@ static void test_best_of_k_keeps_to_its_memory(void)
 static void test_best_of_k_of_all_k_is_that_of_ranks(void)
 {
     enum { N = 61, ROWS = 11 };
-    static double rows[ROWS * N], weights[N * 64], misses[(N + 1) * 64], scratch[35 * N + 32],
+    static double rows[ROWS * N], weights[N * 64], hits[(N + 1) * 64], scratch[35 * N + 32],
         out[ROWS * N];
     int64_t ks[N];
     size_t bad;
     for (size_t k = 1; k <= N; k++) ks[k - 1] = (int64_t)k;
     for (size_t i = 0; i < ROWS * N; i++) rows[i] = (double)((i % N * 17 + i / N) % N);
-    CHECK(bon_rank_weights(N, ks, N, weights, misses) == BON_OK);
-    CHECK(bon_best_of_k(rows, rows, ROWS, N, ks, N, weights, misses, scratch, out, N, 0, &bad)
+    CHECK(bon_rank_weights(N, ks, N, weights, hits) == BON_OK);
+    CHECK(bon_best_of_k(rows, rows, ROWS, N, ks, N, weights, hits, scratch, out, N, 0, &bad)
           == BON_OK);
     for (size_t r = 0; r < ROWS; r++)
         for (size_t k = 1; k <= N; k++)

@@ -288,6 +288,40 @@ static void test_sft_rejects_rows_without_experts_or_policy(void)
     CHECK(bad == 7);
 }
 
+/* Nine rows of 64: whole lines, past the caches or not. */
+static void test_results_past_the_caches_are_the_same(void)
+{
+    enum { ROWS = 9, N = 64 };
+    static double scores[ROWS * N], rewards[ROWS * N];
+    double *plain = aligned_alloc(64, sizeof scores), *streamed = aligned_alloc(64, sizeof scores);
+    double value[ROWS], *scratch = scratch_for(N);
+    const bon_known unknown = {NULL, NULL, NULL};
+    const bon_law law = {4, 0, 1.5};
+    uint8_t expert[ROWS * N];
+    size_t bad;
+    CHECK(plain && streamed);
+    for (size_t i = 0; i < ROWS * N; i++) {
+        scores[i] = (double)(i * 37 % 101 / (1 + i / N));
+        rewards[i] = (double)(i * 29 % 7);
+        expert[i] = i % N < 3;
+    }
+    for (int stream = 0; stream < 2; stream++)
+        CHECK(bon_bon_loss(scores, rewards, ROWS, N, 4, BON_BASELINE_SUBSET, scratch, value,
+                           stream ? streamed : plain, stream, &bad) == BON_OK);
+    CHECK(memcmp(plain, streamed, sizeof scores) == 0);
+    for (int stream = 0; stream < 2; stream++)
+        CHECK(bon_rl_loss(scores, rewards, &unknown, ROWS, N, &law, 0, scratch, value,
+                          stream ? streamed : plain, stream, &bad) == BON_OK);
+    CHECK(memcmp(plain, streamed, sizeof scores) == 0);
+    for (int stream = 0; stream < 2; stream++)
+        CHECK(bon_sft_loss(scores, rewards, expert, &unknown, ROWS, N, &law, scratch, value,
+                           stream ? streamed : plain, stream, &bad) == BON_OK);
+    CHECK(memcmp(plain, streamed, sizeof scores) == 0);
+    free(plain);
+    free(streamed);
+    free(scratch);
+}
+
 static void test_binary_rewards_are_counted_and_weighed(void)
 {
     double rewards[2 * 9] = {1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -328,6 +362,7 @@ int main(void)
     test_sft_rows_have_their_own_experts();
     test_sft_of_outcomes_leaves_the_chance_of_experts_out();
     test_sft_rejects_rows_without_experts_or_policy();
+    test_results_past_the_caches_are_the_same();
     test_binary_rewards_are_counted_and_weighed();
     return 0;
 }
