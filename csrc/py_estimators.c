@@ -4,7 +4,7 @@
  * mathematics and no Python. The division of labour with bonaware/estimators.py
  * is: Python converts, C checks.
  */
-#include "py_common.h"
+#include "py_module.h"
 
 #include "estimators.h"
 #include "majority.h"
@@ -373,24 +373,6 @@ static PyMethodDef methods[] = {
     {"win_rate", py_win_rate, METH_VARARGS, win_rate_doc},
     {"majority_at_k", py_majority_at_k, METH_VARARGS, majority_at_k_doc},
     {NULL, NULL, 0, NULL},
-};
-
-static int exec_module(PyObject *Py_UNUSED(module))
-{
-    return PyArray_ImportNumPyAPI();
-}
-
-/* NumPy keeps per-process state, so one interpreter only. There is no state of
- * our own: the module runs without the GIL where Python has none. */
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, exec_module},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-#if PY_VERSION_HEX >= 0x030D0000
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL},
 };
 
 static PyModuleDef module_def = {

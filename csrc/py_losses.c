@@ -4,7 +4,7 @@
  * bonaware/losses converts and says what is wrong with a prompt; what is refused here are
  * arrays that the core could not read, and numbers that it refuses.
  */
-#include "py_common.h"
+#include "py_module.h"
 
 #include "losses.h"
 
@@ -443,24 +443,6 @@ static PyMethodDef methods[] = {
     {"two_weights", py_two_weights, METH_VARARGS, two_weights_doc},
     {"weigh_by_count", py_weigh_by_count, METH_VARARGS, weigh_by_count_doc},
     {NULL, NULL, 0, NULL},
-};
-
-static int exec_module(PyObject *Py_UNUSED(module))
-{
-    return PyArray_ImportNumPyAPI();
-}
-
-/* NumPy keeps per-process state, so one interpreter only. There is no state of our own:
- * the module runs without the GIL where Python has none. */
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, exec_module},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-#if PY_VERSION_HEX >= 0x030D0000
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL},
 };
 
 static PyModuleDef module_def = {

@@ -9,7 +9,7 @@
  * all; what is beyond that goes back to the system.
  */
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
-#include "py_common.h"
+#include "py_module.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -185,24 +185,6 @@ done:
 static PyMethodDef methods[] = {
     {"empty", py_empty, METH_O, empty_doc},
     {NULL, NULL, 0, NULL},
-};
-
-static int exec_module(PyObject *Py_UNUSED(module))
-{
-    return PyArray_ImportNumPyAPI();
-}
-
-/* NumPy keeps per-process state, so one interpreter only. What is kept has a lock: the
- * module runs without the GIL where Python has none. */
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, exec_module},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
-#if PY_VERSION_HEX >= 0x030D0000
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL},
 };
 
 static PyModuleDef module_def = {
