@@ -254,6 +254,14 @@ def test_best_of_k_of_two_levels_keeps_the_digits_of_small_chances():
     np.testing.assert_array_equal(best_of_k(right * 0.3, ks)[0, -1], 0.3)
 
 
+def test_best_of_k_is_1_exactly_where_fewer_than_k_are_wrong():
+    right = np.arange(64) < np.arange(65)[:, None]
+    got = best_of_k(right.astype(float), range(1, 65))
+    for row in range(65):
+        assert (got[row, 64 - row :] == 1.0).all()
+        assert (got[row, : 64 - row] < 1.0).all()
+
+
 def test_best_of_k_of_two_levels_does_not_overflow():
     rewards = np.array([[-1.2e308, 1.2e308], [1.2e308, 1.2e308]])
     got = best_of_k(rewards, [1, 2], [[0.0, 1.0], [0.0, 1.0]])
