@@ -150,7 +150,8 @@ bon_status bon_rank_weights(size_t n, const int64_t *ks, size_t nk, double *weig
         double hit[PANEL] = {0.0}, *sums = hits + j * (n + 1);
         for (size_t i = 0; i <= n; i++)
             for (size_t c = 0; c < PANEL; c++) {
-                sums[i * PANEL + c] = (double)i > (double)n - k[c] ? 1.0 : hit[c];
+                const int sure = (double)i > (double)n - k[c] || hit[c] > 1.0;
+                sums[i * PANEL + c] = sure ? 1.0 : hit[c];
                 if (i < n) hit[c] += panel[i * PANEL + c];
             }
     }
