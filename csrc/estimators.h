@@ -94,7 +94,7 @@ static inline size_t bon_best_of_k_scratch(size_t n) { return 35 * n + 32; }
  *   scores   [rows, n]  the selector's view; may be the same array as rewards
  *   rewards  [rows, n]  the user's view
  *   ks       [nk]       samples per selection
- *   weights, hits     from bon_rank_weights for the same n, ks and nk
+ *   weights, hits       from bon_rank_weights for the same n, ks and nk
  *   scratch             bon_best_of_k_scratch(n) doubles; fastest, as weights are,
  *                       where it begins on a cache line
  *   out                 [rows, nk] with `stride` doubles from row to row:
