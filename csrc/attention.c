@@ -123,11 +123,11 @@ static void multiply(const setting *s, const void *panels, size_t count, size_t 
     const bon_kernels *kernel = bon_kernels_here();
     if (s->dot)
         bon_kernels_dot_bf16(panels, count, stride, round_up(k, 2), x, rows, ldx, y, ldy,
-                             BON_PANEL, accumulate);
+                             BON_PANEL, accumulate, false);
     else if (bon_cache_dtype(s->cache) == BON_BF16)
-        kernel->bf16(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate);
+        kernel->bf16(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, false);
     else
-        kernel->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate);
+        kernel->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, false);
 }
 
 /* scores[rows][t] = q . key t, for the blocks that hold tokens from..to-1 of a

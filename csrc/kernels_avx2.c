@@ -1,4 +1,5 @@
 /* kernels_avx2.c - the tile kernels with 16 registers of 8 float32. */
+#pragma GCC target("avx2,fma,prfchw")
 #include "kernels.h"
 
 #include <immintrin.h>

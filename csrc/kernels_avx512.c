@@ -1,7 +1,7 @@
 /* kernels_avx512.c - the tile kernels with 32 registers of 16 float32.
  *
  * Entered only where bon_kernels_have_avx512() says so. */
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "kernels.h"
 
 #include <immintrin.h>

@@ -1,7 +1,7 @@
 /* kernels_dot_bf16.c - the tile kernels with vdpbf16ps: pairs of bfloat16 times pairs.
  *
  * Entered only where bon_kernels_have_dot_bf16() says so. */
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "kernels.h"
 
 #include <immintrin.h>
@@ -33,7 +33,7 @@ static inline vec vec_fma(vec a, vec b, vec c)
 
 void bon_kernels_dot_bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                           const uint16_t *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                          size_t apart, bool accumulate)
+                          size_t apart, bool accumulate, bool more)
 {
-    words(panels, count, stride / 2, k / 2, x, rows, ldx / 2, y, ldy, apart, accumulate);
+    words(panels, count, stride / 2, k / 2, x, rows, ldx / 2, y, ldy, apart, accumulate, more);
 }

@@ -2,7 +2,7 @@
  *
  * One side of the instruction is unsigned: weights, with 128 added. Entered only where
  * bon_kernels_have_dot_i8() says so. */
-#pragma GCC target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#pragma GCC target("avx512vnni,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prfchw")
 #include "kernels.h"
 
 #include <immintrin.h>
@@ -37,7 +37,7 @@ static inline vec vec_fma(vec a, vec b, vec c)
 
 void bon_kernels_dot_i8(const int8_t *panels, size_t count, size_t stride, size_t k,
                         const int8_t *x, size_t rows, size_t ldx, int32_t *y, size_t ldy,
-                        size_t apart, bool accumulate)
+                        size_t apart, bool accumulate, bool more)
 {
-    words(panels, count, stride / 4, k / 4, x, rows, ldx / 4, y, ldy, apart, accumulate);
+    words(panels, count, stride / 4, k / 4, x, rows, ldx / 4, y, ldy, apart, accumulate, more);
 }

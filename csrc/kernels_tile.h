@@ -10,6 +10,7 @@
  * the L2 cache: the first tile brings them there, and all together ask for the lines that come
  * next. Without that memory would be idle while the later tiles compute. Where many tiles
  * follow, one slow tile costs less than all the asking, and the kernels do without.
+ * A tile asks for its lines of y when it begins, so that they are there when it ends.
  *
  * The including file defines, before it:
  *
@@ -35,7 +36,8 @@
 #define MAX_VECS (4 * VECS)
 #define FEW_TILES 8 /* more of them do not ask for the panels that come next */
 #define BLOCK 512 /* lines */
-#define TURNS 8   /* of a tile's loop between which it asks */
+#define TURNS 2   /* of a tile's loop between which it asks: in small bursts, or lines that
+                   * are at hand wait behind those that come from memory */
 #define LINE 64 /* bytes: one word of each lane, an input of float32, 2 of bfloat16, 4 of int8 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
@@ -56,6 +58,7 @@ typedef struct {
     float *y; /* float32 or int32, seen by loads and stores of vectors only */
     size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
+    bool more;            /* of its kind lies behind the panels and will be multiplied next */
     size_t inputs, words; /* in a line: numbers of a panel, words of a row of x */
     size_t lines;         /* of a panel in a turn of a tile's loop */
     const char *ahead;    /* panels to prefetch: `asks` lines per turn, */
@@ -75,6 +78,10 @@ INLINE void begin(size_t R, size_t W, const task *t, vec acc[][MAX_VECS])
     UNROLL for (size_t r = 0; r < R; r++) {
         UNROLL for (size_t v = 0; v < W * VECS; v++)
             acc[r][v] = t->accumulate ? vec_load(place(t, r, v)) : vec_zero();
+    }
+    if (t->accumulate) return;
+    UNROLL for (size_t r = 0; r < R; r++) {
+        UNROLL for (size_t v = 0; v < W * VECS; v += VECS) __builtin_prefetch(place(t, r, v), 1);
     }
 }
 
@@ -115,7 +122,7 @@ INLINE void prefetch(size_t W, const task *t, cursor *c)
 {
     for (size_t i = 0; i < t->asks; i++) {
         UNROLL for (size_t w = 0; w < W; w++)
-            _mm_prefetch(c->ahead + w * t->stride + i * LINE, _MM_HINT_T1);
+            _mm_prefetch(c->ahead + w * t->stride + i * LINE, _MM_HINT_T0);
     }
     c->ahead += t->hurry;
 }
@@ -331,10 +338,10 @@ static void block(task t, const shape *s, size_t rows, const char *next)
     }
 }
 
-/* All of `wide` panels. */
-static void column(task t, const shape *s, size_t rows, bool last)
+/* All of `wide` panels; `more` of them follow. */
+static void column(task t, const shape *s, size_t rows, bool more)
 {
-    const char *const next = last ? NULL : t.panels + s->wide * t.stride;
+    const char *const next = more ? t.panels + s->wide * t.stride : NULL;
     for (size_t left = t.k; left > 0; left -= t.k) {
         t.k = left < BLOCK * t.inputs ? left : BLOCK * t.inputs;
         block(t, s, rows, left > t.k ? t.panels + BLOCK * LINE : next);
@@ -349,7 +356,7 @@ static void product(task t, const shape *shapes, size_t count, size_t rows)
     for (const shape *s = shapes; s < shapes + SHAPES; s++) {
         if (rows > s->rows && s->wide > BULK) continue;
         for (; count >= s->wide; count -= s->wide) {
-            column(t, s, rows, count < 2 * s->wide);
+            column(t, s, rows, t.more || count >= 2 * s->wide);
             t.panels += s->wide * t.stride;
             t.y += s->wide * t.apart;
         }
@@ -358,39 +365,42 @@ static void product(task t, const shape *shapes, size_t count, size_t rows)
 
 /* All sizes in words. */
 static void words(const void *panels, size_t count, size_t stride, size_t k, const void *x,
-                  size_t rows, size_t ldx, void *y, size_t ldy, size_t apart, bool accumulate)
+                  size_t rows, size_t ldx, void *y, size_t ldy, size_t apart,
+                  bool accumulate, bool more)
 {
     const task t = {.panels = panels, .stride = stride * sizeof(float),
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .inputs = 1, .words = 1, .lines = 4};
+                    .accumulate = accumulate, .more = more, .inputs = 1, .words = 1, .lines = 4};
     product(t, words_shapes, count, rows);
 }
 
 #ifdef WIDEN
 
 static void f32(const float *panels, size_t count, size_t stride, size_t k, const float *x,
-                size_t rows, size_t ldx, float *y, size_t ldy, size_t apart, bool accumulate)
+                size_t rows, size_t ldx, float *y, size_t ldy, size_t apart,
+                bool accumulate, bool more)
 {
-    words(panels, count, stride, k, x, rows, ldx, y, ldy, apart, accumulate);
+    words(panels, count, stride, k, x, rows, ldx, y, ldy, apart, accumulate, more);
 }
 
 static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                 size_t apart, bool accumulate)
+                 size_t apart, bool accumulate, bool more)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .inputs = 2, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .more = more, .inputs = 2, .words = 2, .lines = 2};
     product(t, bf16_shapes, count, rows);
 }
 
 static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, const int16_t *x,
-               size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart, bool accumulate)
+               size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart,
+               bool accumulate, bool more)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = (const float *)(const void *)x, .ldx = ldx / 2,
                     .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .inputs = 4, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .more = more, .inputs = 4, .words = 2, .lines = 2};
     product(t, i8_shapes, count, rows);
 }
 

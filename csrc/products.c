@@ -1,13 +1,14 @@
 /* products.c - products by own kernels: the routes tile and dot.
  *
  * Rows of x are first rounded to what the kernels read, once for all outputs. Then panels are
- * dealt to the threads in groups. Within a group rows and inputs are blocked so that a block of
- * x stays in the L2 cache while all panels of the group pass over it; the chains of the kernels
- * go on through y, so blocking does not show in the bits.
+ * dealt to the threads in groups that lie behind each other (deal.h). Within a group rows and
+ * inputs are blocked so that a block of x stays in the L2 cache while all panels of the group
+ * pass over it; the chains of the kernels go on through y, so blocking does not show in the bits.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "deal.h"
 #include "int8.h"
 #include "kernels.h"
 #include "matrix.h"
@@ -137,9 +138,10 @@ static bon_status round_rows(product *p, const float *x, size_t rows, size_t ldx
 
 /* -- panels ---------------------------------------------------------------- */
 
-/* y [rows, ldy] = rows of x times `count` panels, y in float32 or, for int8, int32. */
+/* y [rows, ldy] = rows of x times `count` panels, y in float32 or, for int8, int32. The panels
+ * behind them come next where there are `more`. */
 static void multiply_panels(const product *p, const void *panels, size_t count, const input *in,
-                            size_t row, size_t rows, void *y, size_t ldy)
+                            size_t row, size_t rows, void *y, size_t ldy, bool more)
 {
     const bon_kernels *kernel = bon_kernels_here();
     const bon_dtype dtype = p->m->dtype;
@@ -151,7 +153,8 @@ static void multiply_panels(const product *p, const void *panels, size_t count, 
         const void *x = (const char *)in->x + (row * in->ldx + k) * in->size;
         const size_t part = bon_smaller(step, width - k);
         const bool go_on = k > 0;
-#define CALL(KERNEL) KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on)
+#define CALL(KERNEL)                                                                       \
+    KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on, more)
         if (dtype == BON_F32)
             CALL(kernel->f32);
         else if (dtype == BON_BF16 && p->dot)
@@ -181,7 +184,7 @@ static void put_row(const int32_t *sums, size_t count, uint32_t added, float t,
 /* Panels panel..panel+count-1 for rows row..row+rows-1 of x. Sums of whole numbers, and a last
  * panel that is wider than y, go by way of a block of their own. */
 static void multiply_block(const product *p, size_t panel, size_t count, const input *in,
-                           size_t row, size_t rows, float *y, size_t ldy)
+                           size_t row, size_t rows, float *y, size_t ldy, bool more)
 {
     union {
         float y[Y_BLOCK * BON_PANEL];
@@ -194,10 +197,10 @@ static void multiply_block(const product *p, size_t panel, size_t count, const i
         (const char *)m->data + column * m->padded_k * bon_dtype_size(m->dtype);
     y += column;
     if (m->dtype != BON_I8 && used == columns) {
-        multiply_panels(p, panels, count, in, row, rows, y + row * ldy, ldy);
+        multiply_panels(p, panels, count, in, row, rows, y + row * ldy, ldy, more);
         return;
     }
-    multiply_panels(p, panels, count, in, row, rows, &block, columns);
+    multiply_panels(p, panels, count, in, row, rows, &block, columns, more);
     for (size_t r = 0; r < rows; r++) {
         float *to = y + (in->row ? in->row[row + r] : row + r) * ldy;
         if (m->dtype == BON_I8)
@@ -215,7 +218,8 @@ static void add_fine(const product *p, size_t panel, const input *in, size_t row
     int32_t sums[ROW_BLOCK * BON_PANEL];
     const bon_fine_rows *f = &p->m->fine;
     const size_t first = panel * BON_PANEL, count = bon_smaller(BON_PANEL, f->count - first);
-    multiply_panels(p, f->data + first * p->m->padded_k, 1, in, row, rows, sums, BON_PANEL);
+    multiply_panels(p, f->data + first * p->m->padded_k, 1, in, row, rows, sums, BON_PANEL,
+                    false);
     for (size_t r = 0; r < rows; r++) {
         float *to = y + (in->row ? in->row[row + r] : row + r) * ldy, some[BON_PANEL];
         put_row(sums + r * BON_PANEL, count, in->added ? in->added[row + r] : 0,
@@ -228,12 +232,14 @@ static void add_fine(const product *p, size_t panel, const input *in, size_t row
 /* -- products -------------------------------------------------------------- */
 
 /* Panels dealt at a time, where a block has so many rows: few enough that all threads end at
- * about the same time, and a multiple of those that kernels take side by side: two, or four
+ * about the same time, which costs little as panels of one group are asked for in the one
+ * before; and a multiple of those that kernels take side by side: two, or four
  * where rows are few. */
 static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
     const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;
-    const size_t wide = rows > FEW_ROWS ? 2 : 4, whole = panels / (4 * threads) / wide * wide;
+    const size_t wide = rows > FEW_ROWS ? 2 : 4;
+    const size_t whole = panels / (MANY_DEALS * threads) / wide * wide;
     return bon_smaller(whole < wide ? wide : whole, most);
 }
 
@@ -260,15 +266,18 @@ static void multiply(const product *p, float *y, size_t ldy, int threads)
     const long fine = (long)((p->m->fine.count + BON_PANEL - 1) / BON_PANEL);
     const bool serial = threads == 1 || groups * deals == 1
                         || p->m->n * p->m->k < SERIAL_WORK / p->first.count;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (!serial)
-    for (long d = 0; d < (long)(groups * deals); d++) {
-        const size_t panel = (size_t)d / deals * group, deal = (size_t)d % deals;
+    bon_deal all;
+    bon_deal_open(&all, groups * deals, serial ? 1 : (size_t)threads);
+#pragma omp parallel num_threads(threads) if (!serial)
+    for (bon_hand hand = {0}; bon_deal_take(&all, &hand);) {
+        const size_t panel = hand.task / deals * group, deal = hand.task % deals;
         const size_t count = bon_smaller(group, panels - panel);
+        const bool more = hand.more && deal == deals - 1;
         for (size_t i = 0; i < 2; i++) {
             const size_t end = inputs[i]->count * (deal + 1) / deals;
             for (size_t r = inputs[i]->count * deal / deals; r < end; r += ROW_BLOCK)
                 multiply_block(p, panel, count, inputs[i], r, bon_smaller(ROW_BLOCK, end - r), y,
-                               ldy);
+                               ldy, more);
         }
     }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
