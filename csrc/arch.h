@@ -53,4 +53,11 @@ typedef struct {
     float rope_scale[BON_MAX_ROPES];
 } bon_arch;
 
+static inline size_t bon_q_width(const bon_arch *a) { return a->heads * a->head_dim; }
+static inline size_t bon_kv_width(const bon_arch *a) { return a->kv_heads * a->head_dim; }
+static inline size_t bon_qkv_width(const bon_arch *a)
+{
+    return bon_q_width(a) + 2 * bon_kv_width(a);
+}
+
 #endif /* BON_ARCH_H */

@@ -22,12 +22,15 @@
 #include <math.h>
 #include <string.h>
 
+#include "deal.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "threads.h"
 #include "vecmath.h"
 
-#define ITEM_ROWS 32
+#define ITEM_ROWS 32    /* at most */
+#define LEAST_QUERIES 24 /* of an item, where it could have more */
+#define DEALS 2          /* for each thread, at least, where items can be that many */
 
 typedef struct {
     size_t first_row, rows; /* of the batch */
@@ -43,6 +46,12 @@ typedef struct {
     size_t columns;
 } scratch_view;
 
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+static size_t block_of(size_t token) { return token / BON_BLOCK * BON_BLOCK; }
+
+static size_t panels_for(size_t tokens) { return (tokens + BON_PANEL - 1) / BON_PANEL; }
+
 static size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 static size_t score_columns(size_t context)
@@ -56,30 +65,36 @@ static size_t thread_floats(const bon_arch *arch, size_t context)
     return rows * (round_up(arch->head_dim, 16) * 2 + score_columns(context)) + round_up(rows, 16);
 }
 
-/* An item ends where the prefix changes or ITEM_ROWS are full, so there are at
- * most rows/ITEM_ROWS full ones and one more per run. */
-static size_t max_items(size_t rows, size_t runs) { return rows / ITEM_ROWS + runs + 1; }
-
-size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t runs,
-                             size_t context, int threads)
+size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t context, int threads)
 {
-    const size_t items = round_up(max_items(rows, runs) * sizeof(item), 64);
+    const size_t items = round_up(rows * sizeof(item), 64);
     if (context > SIZE_MAX / 1024 / ITEM_ROWS / arch->heads / sizeof(float)) return 0;
     return items + thread_floats(arch, context) * sizeof(float) * (size_t)threads;
 }
 
-static size_t cut_into_items(const bon_run *runs, size_t n_runs, item *items)
+/* Rows of an item: ITEM_ROWS, or fewer where threads would have nothing to do. */
+static size_t rows_of_items(const bon_arch *arch, size_t rows, size_t threads)
+{
+    const size_t group = arch->heads / arch->kv_heads;
+    size_t each = ITEM_ROWS;
+    while (threads > 1 && each / 2 * group >= LEAST_QUERIES
+           && (rows + each - 1) / each * arch->kv_heads < DEALS * threads)
+        each /= 2;
+    return each;
+}
+
+static size_t cut_into_items(const bon_run *runs, size_t n_runs, size_t most, item *items)
 {
     size_t count = 0;
     for (size_t r = 0; r < n_runs; r++) {
         for (size_t done = 0; done < runs[r].rows;) {
             item *last = count ? &items[count - 1] : NULL;
-            if (!last || last->rows == ITEM_ROWS
+            if (!last || last->rows == most
                 || runs[last->first_run].prefix != runs[r].prefix) {
                 last = &items[count++];
                 *last = (item){runs[r].first_row + done, 0, r, 0};
             }
-            size_t take = ITEM_ROWS - last->rows;
+            size_t take = most - last->rows;
             if (take > runs[r].rows - done) take = runs[r].rows - done;
             last->rows += take;
             last->runs = r - last->first_run + 1;
@@ -118,28 +133,39 @@ typedef struct {
 /* y [rows, ldy] = rows of x times panels of the cache, or added to. */
 static void multiply(const setting *s, const void *panels, size_t count, size_t stride, size_t k,
                      const void *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                     bool accumulate)
+                     bool accumulate, const void *next)
 {
     const bon_kernels *kernel = bon_kernels_here();
     if (s->dot)
         bon_kernels_dot_bf16(panels, count, stride, round_up(k, 2), x, rows, ldx, y, ldy,
-                             BON_PANEL, accumulate, false);
+                             BON_PANEL, accumulate, next);
     else if (bon_cache_dtype(s->cache) == BON_BF16)
-        kernel->bf16(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, false);
+        kernel->bf16(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, next);
     else
-        kernel->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, false);
+        kernel->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL, accumulate, next);
+}
+
+/* The keys, or values, of the block in which a token lies. */
+static const void *keys_at(const setting *s, const bon_seq *seq, size_t token)
+{
+    return bon_cache_keys(s->cache, seq->blocks[token / BON_BLOCK], s->layer, s->head);
+}
+
+static const void *values_at(const setting *s, const bon_seq *seq, size_t token)
+{
+    return bon_cache_values(s->cache, seq->blocks[token / BON_BLOCK], s->layer, s->head);
 }
 
 /* scores[rows][t] = q . key t, for the blocks that hold tokens from..to-1 of a
- * sequence; column t of `scores` belongs to token t. */
+ * sequence; column t of `scores` belongs to token t. `next`: the keys that come then. */
 static void score_blocks(const setting *s, const bon_seq *seq, size_t from, size_t to,
-                         const void *q, size_t rows, float *scores, size_t ld)
+                         const void *q, size_t rows, float *scores, size_t ld, const void *next)
 {
     const size_t dim = s->arch->head_dim;
-    for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++)
-        multiply(s, bon_cache_keys(s->cache, seq->blocks[b], s->layer, s->head),
-                 BON_BLOCK / BON_PANEL, dim * BON_PANEL, dim, q, rows, dim,
-                 scores + b * BON_BLOCK, ld, false);
+    for (size_t t = block_of(from); t < to; t += BON_BLOCK)
+        multiply(s, keys_at(s, seq, t), panels_for(smaller(to - t, BON_BLOCK)), dim * BON_PANEL,
+                 dim, q, rows, dim, scores + t, ld, false,
+                 t + BON_BLOCK < to ? keys_at(s, seq, t + BON_BLOCK) : next);
 }
 
 /* out[rows] += sum over tokens from..to-1 of weight[row][t] * value t; starts from 0 unless
@@ -149,12 +175,11 @@ static bool value_blocks(const setting *s, const bon_seq *seq, size_t from, size
                          const float *weights, size_t column, size_t ld, float *out, size_t rows,
                          bool accumulate)
 {
-    for (size_t b = from / BON_BLOCK; b < bon_blocks_for(to); b++) {
-        const size_t left = to - b * BON_BLOCK;
-        multiply(s, bon_cache_values(s->cache, seq->blocks[b], s->layer, s->head),
-                 s->value_panels, BON_BLOCK * BON_PANEL, left < BON_BLOCK ? left : BON_BLOCK,
-                 (const char *)weights + (column + b * BON_BLOCK) * s->size, rows,
-                 ld * sizeof *weights / s->size, out, s->value_panels * BON_PANEL, accumulate);
+    for (size_t t = block_of(from); t < to; t += BON_BLOCK) {
+        multiply(s, values_at(s, seq, t), s->value_panels, BON_BLOCK * BON_PANEL,
+                 smaller(to - t, BON_BLOCK), (const char *)weights + (column + t) * s->size, rows,
+                 ld * sizeof *weights / s->size, out, s->value_panels * BON_PANEL, accumulate,
+                 t + BON_BLOCK < to ? values_at(s, seq, t + BON_BLOCK) : NULL);
         accumulate = true;
     }
     return accumulate;
@@ -207,13 +232,12 @@ static float softmax_row(const setting *s, float *x, size_t position, size_t own
 
 /* -- one item -------------------------------------------------------------- */
 
-static void gather_queries(const setting *s, const item *it, const float *q, size_t ldq,
-                           void *to)
+static void gather_queries(const setting *s, const item *it, const float *qkv, void *to)
 {
-    const size_t width = s->group * s->arch->head_dim;
+    const size_t width = s->group * s->arch->head_dim, ld = bon_qkv_width(s->arch);
     const float scale = s->arch->attn_scale;
     for (size_t row = 0; row < it->rows; row++) {
-        const float *from = q + (it->first_row + row) * ldq + s->head * width;
+        const float *from = qkv + (it->first_row + row) * ld + s->head * width;
         if (s->dot)
             bon_vec_scale_bf16(from, width, scale, (uint16_t *)to + row * width);
         else
@@ -235,18 +259,19 @@ static void scatter_outputs(const setting *s, const item *it, const float *from,
     }
 }
 
-static void attend(setting s, const item *it, const bon_run *runs, const float *q, size_t ldq,
-                   float *out, const scratch_view *w)
+static void attend(setting s, const item *it, const bon_run *runs, const float *qkv, float *out,
+                   const scratch_view *w)
 {
     const size_t group = s.group, ld = w->columns, dim = s.arch->head_dim;
     const size_t out_ld = s.value_panels * BON_PANEL;
     const size_t window = s.arch->window[s.layer];
+    const size_t end_run = it->first_run + it->runs;
     const bon_seq *prefix = runs[it->first_run].prefix;
     s.prefix_length = prefix ? prefix->length : 0;
     s.own_column = round_up(s.prefix_length, BON_BLOCK);
 
     s.first_visible = SIZE_MAX;
-    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+    for (size_t r = it->first_run; r < end_run; r++) {
         size_t begin, end;
         overlap(it, &runs[r], &begin, &end);
         const size_t position = bon_run_position(&runs[r]) + (begin - runs[r].first_row);
@@ -256,18 +281,19 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
     const bool sees_prefix = s.first_visible < s.prefix_length;
     const size_t own_from = sees_prefix ? 0 : s.first_visible - s.prefix_length;
 
-    gather_queries(&s, it, q, ldq, w->q);
+    gather_queries(&s, it, qkv, w->q);
     if (sees_prefix)
         score_blocks(&s, prefix, s.first_visible, s.prefix_length, w->q, it->rows * group,
-                     w->scores, ld);
-    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+                     w->scores, ld, keys_at(&s, runs[it->first_run].own, own_from));
+    for (size_t r = it->first_run; r < end_run; r++) {
         size_t begin, end;
         overlap(it, &runs[r], &begin, &end);
         const size_t at = (begin - it->first_row) * group;
         const size_t own_start = runs[r].own->length + (begin - runs[r].first_row);
         const size_t own_end = own_start + (end - begin);
         score_blocks(&s, runs[r].own, own_from, own_end, (char *)w->q + at * dim * s.size,
-                     (end - begin) * group, w->scores + at * ld + s.own_column, ld);
+                     (end - begin) * group, w->scores + at * ld + s.own_column, ld,
+                     r + 1 < end_run ? keys_at(&s, runs[r + 1].own, own_from) : NULL);
         for (size_t i = 0; i < (end - begin) * group; i++)
             w->sums[at + i] = softmax_row(&s, w->scores + (at + i) * ld,
                                           s.prefix_length + own_start + i / group, own_end);
@@ -277,7 +303,7 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
     if (sees_prefix)
         begun = value_blocks(&s, prefix, s.first_visible, s.prefix_length, w->scores, 0, ld,
                              w->out, it->rows * group, false);
-    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+    for (size_t r = it->first_run; r < end_run; r++) {
         size_t begin, end;
         overlap(it, &runs[r], &begin, &end);
         const size_t at = (begin - it->first_row) * group;
@@ -288,35 +314,59 @@ static void attend(setting s, const item *it, const bon_run *runs, const float *
     scatter_outputs(&s, it, w->out, w->sums, out);
 }
 
-void bon_attention(const bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
-                   const bon_run *runs, size_t n_runs, const float *q, size_t ldq,
-                   float *out, void *scratch, size_t context, int threads)
+/* Stores keys and values of the item's rows and head. */
+static void store(bon_cache *cache, const setting *s, const item *it, const bon_run *runs,
+                  const float *qkv)
+{
+    const size_t dim = s->arch->head_dim, keys = bon_q_width(s->arch) + s->head * dim;
+    for (size_t r = it->first_run; r < it->first_run + it->runs; r++) {
+        size_t begin, end;
+        overlap(it, &runs[r], &begin, &end);
+        for (size_t row = begin; row < end; row++) {
+            const float *from = qkv + row * bon_qkv_width(s->arch) + keys;
+            bon_cache_write(cache, runs[r].own, runs[r].own->length + (row - runs[r].first_row),
+                            s->layer, s->head, from, from + bon_kv_width(s->arch),
+                            row + 1 == runs[r].first_row + runs[r].rows);
+        }
+    }
+}
+
+void bon_attention(bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
+                   const bon_run *runs, size_t n_runs, const float *qkv, float *out,
+                   void *scratch, size_t context, int threads)
 {
     const size_t rows = runs[n_runs - 1].first_row + runs[n_runs - 1].rows;
     const size_t group = arch->heads / arch->kv_heads;
     const size_t padded = round_up(arch->head_dim, BON_PANEL);
     item *items = scratch;
-    const size_t count = cut_into_items(runs, n_runs, items);
-    float *floats = (float *)((char *)scratch
-                              + round_up(max_items(rows, n_runs) * sizeof(item), 64));
-    const long tasks = (long)(count * arch->kv_heads);
+    const size_t count =
+        cut_into_items(runs, n_runs, rows_of_items(arch, rows, (size_t)threads), items);
+    float *floats = (float *)((char *)scratch + round_up(rows * sizeof(item), 64));
+    const size_t tasks = count * arch->kv_heads;
+    const setting all = {.cache = cache, .dot = dot,
+                         .size = dot ? sizeof(uint16_t) : sizeof(float), .arch = arch,
+                         .layer = layer, .group = group, .value_panels = padded / BON_PANEL};
+    const bool serial = tasks == 1 || threads == 1;
+    bon_deal first, second;
+    bon_deal_open(&first, tasks, serial ? 1 : (size_t)threads);
+    bon_deal_open(&second, tasks, serial ? 1 : (size_t)threads);
 
-#pragma omp parallel num_threads(threads) if (tasks > 1 && threads > 1)
+#pragma omp parallel num_threads(threads) if (!serial)
     {
         float *mine = floats + (size_t)bon_thread_index() * thread_floats(arch, context);
         scratch_view w = {.q = mine, .columns = score_columns(context)};
         w.out = mine + ITEM_ROWS * group * padded;
         w.sums = w.out + ITEM_ROWS * group * padded;
         w.scores = w.sums + round_up(ITEM_ROWS * group, 16);
-#pragma omp for schedule(dynamic, 1)
-        for (long task = 0; task < tasks; task++) {
-            const setting s = {
-                .cache = cache, .dot = dot, .size = dot ? sizeof(uint16_t) : sizeof(float),
-                .arch = arch, .layer = layer,
-                .head = (size_t)task % arch->kv_heads, .group = group,
-                .value_panels = padded / BON_PANEL,
-            };
-            attend(s, &items[(size_t)task / arch->kv_heads], runs, q, ldq, out, &w);
+        setting s = all;
+        for (bon_hand hand = {0}; bon_deal_take(&first, &hand);) {
+            s.head = hand.task % arch->kv_heads;
+            store(cache, &s, &items[hand.task / arch->kv_heads], runs, qkv);
+        }
+#pragma omp barrier
+        for (bon_hand hand = {0}; bon_deal_take(&second, &hand);) {
+            s.head = hand.task % arch->kv_heads;
+            attend(s, &items[hand.task / arch->kv_heads], runs, qkv, out, &w);
         }
     }
 }

@@ -32,22 +32,21 @@ static inline size_t bon_run_position(const bon_run *run)
     return (run->prefix ? run->prefix->length : 0) + run->own->length;
 }
 
-/* Bytes of scratch for batches of up to `rows` rows in `runs` runs that see up
- * to `context` tokens; 0 if that overflows. */
-size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t runs,
-                             size_t context, int threads);
+/* Bytes of scratch for batches of up to `rows` rows that see up to `context` tokens; 0 if that
+ * overflows. */
+size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t context, int threads);
 
-/* out[row] = attention of q[row] in one layer, all heads.
+/* out[row] = attention of qkv[row] in one layer, all heads.
  *
  *   dot      with a cache of bfloat16: queries and the softmax's weights are rounded to
  *            bfloat16 too, and products are the processor's (kernels.h); else both stay float32
- *   q        [rows, ldq >= heads*head_dim], after rope; the runs' keys and values
- *            of this layer are in the cache already
- *   out      [rows, heads*head_dim]; may not overlap q
+ *   qkv      [rows, heads*head_dim | kv_heads*head_dim | kv_heads*head_dim], after rope; keys
+ *            and values are stored in the cache first
+ *   out      [rows, heads*head_dim]; may not overlap qkv
  *   scratch  bon_attention_scratch bytes, 64-byte aligned
  */
-void bon_attention(const bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
-                   const bon_run *runs, size_t n_runs, const float *q, size_t ldq,
-                   float *out, void *scratch, size_t context, int threads);
+void bon_attention(bon_cache *cache, bool dot, const bon_arch *arch, size_t layer,
+                   const bon_run *runs, size_t n_runs, const float *qkv, float *out,
+                   void *scratch, size_t context, int threads);
 
 #endif /* BON_ATTENTION_H */

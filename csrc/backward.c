@@ -306,7 +306,7 @@ static size_t lay_out(const bon_backward *b, part *p, char *arena)
 /* Of a pass of `model`: the workspace, keys and values of one layer. */
 static size_t pass_bytes(const bon_model *model, const part *p)
 {
-    return bon_work_bytes(model, p->rows, p->n_runs, p->context)
+    return bon_work_bytes(model, p->rows, p->context)
            + p->blocks * bon_model_block_bytes(model, 1);
 }
 
@@ -392,7 +392,7 @@ static bon_status open_pass(const bon_model *model, const part *p, pass_tools *t
                             pass_runs *texts)
 {
     memset(texts->own, 0, p->n_runs * sizeof *texts->own);
-    bon_status status = bon_work_reserve(tools->work, p->rows, p->n_runs, p->context);
+    bon_status status = bon_work_reserve(tools->work, p->rows, p->context);
     if (status == BON_OK && p->blocks > tools->blocks) {
         bon_cache_destroy(tools->cache);
         tools->blocks = 0;

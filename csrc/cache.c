@@ -164,7 +164,7 @@ void *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, siz
     return (char *)bon_cache_keys(cache, block, layer, head) + cache->key_bytes;
 }
 
-/* One head of a token; k and v are the panels of its block. */
+/* k and v are the panels of a token's block. */
 static void write_f32(size_t dim, size_t token, const float *keys, const float *values, float *k,
                       float *v)
 {
@@ -194,14 +194,12 @@ static void write_bf16(size_t dim, size_t token, const float *keys, const float 
 }
 
 void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position, size_t layer,
-                     const float *keys, const float *values, bool last)
+                     size_t head, const float *keys, const float *values, bool last)
 {
     const size_t dim = cache->head_dim, token = position % BON_BLOCK;
     const uint32_t block = seq->blocks[position / BON_BLOCK];
-    for (size_t head = 0; head < cache->kv_heads; head++, keys += dim, values += dim) {
-        void *k = bon_cache_keys(cache, block, layer, head);
-        void *v = bon_cache_values(cache, block, layer, head);
-        if (cache->dtype == BON_F32) write_f32(dim, token, keys, values, k, v);
-        else write_bf16(dim, token, keys, values, k, v, last);
-    }
+    void *k = bon_cache_keys(cache, block, layer, head);
+    void *v = bon_cache_values(cache, block, layer, head);
+    if (cache->dtype == BON_F32) write_f32(dim, token, keys, values, k, v);
+    else write_bf16(dim, token, keys, values, k, v, last);
 }

@@ -73,10 +73,10 @@ void bon_seq_free(bon_cache *cache, bon_seq *seq);
 void *bon_cache_keys(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
 void *bon_cache_values(const bon_cache *cache, uint32_t block, size_t layer, size_t head);
 
-/* Stores one token's keys and values [kv_heads * head_dim] at a position that
- * has been reserved; last: no token follows it so far. Does not change the length. Tokens may be
- * written by several threads at a time. */
+/* Stores the keys and values [head_dim] of one head of a token at a position that
+ * has been reserved; last: no token follows it so far. Does not change the length. Tokens and
+ * heads may be written by several threads at a time. */
 void bon_cache_write(bon_cache *cache, const bon_seq *seq, size_t position, size_t layer,
-                     const float *keys, const float *values, bool last);
+                     size_t head, const float *keys, const float *values, bool last);
 
 #endif /* BON_CACHE_H */

@@ -118,11 +118,10 @@ static size_t draw_scratch_bytes(const bon_model *model)
 size_t bon_session_scratch_bytes(const bon_model *model, size_t slots, size_t context)
 {
     const bon_arch *a = bon_model_arch(model);
-    const size_t runs = max_size(slots, BON_CHUNK);
-    const size_t rows = max_size(runs, bon_model_prefill_rows(model));
+    const size_t rows = max_size(max_size(slots, BON_CHUNK), bon_model_prefill_rows(model));
     return (logit_rows(model, slots) + slots) * a->vocab * sizeof(float) /* and of prompts */
            + (size_t)bon_model_threads(model) * draw_scratch_bytes(model)
-           + bon_work_bytes(model, rows, runs, context);
+           + bon_work_bytes(model, rows, context);
 }
 
 bon_status bon_session_create(const bon_model *model, const bon_session_limits *limits,
@@ -474,7 +473,7 @@ static bon_status make_room(bon_session *s, sample_record *r)
     const size_t context = s->prompts[r->prompt].length + r->limit;
     const size_t rows = share_of(s, min_size(s->slots, s->n_residents + s->n_waiting));
     for (size_t i = 0; i < s->shards; i++) {
-        const bon_status status = bon_work_reserve(s->works[i], rows, rows, context);
+        const bon_status status = bon_work_reserve(s->works[i], rows, context);
         if (status != BON_OK) return status;
     }
     if (r->tokens == NULL) {
@@ -749,8 +748,7 @@ static bon_status reserve_shares(const bon_session *s, const asking *q, const si
         context = max_size(context, s->prompts[r->prompt].length + r->length + q->len);
     }
     for (size_t i = 0; i < s->shards; i++) {
-        const bon_status status =
-            bon_work_reserve(s->works[i], share * (q->len + 1), share, context);
+        const bon_status status = bon_work_reserve(s->works[i], share * (q->len + 1), context);
         if (status != BON_OK) return status;
     }
     return BON_OK;

@@ -18,7 +18,7 @@
 struct bon_work {
     const bon_model *model;
     int threads;
-    size_t rows, runs, context, rank; /* that there is room for */
+    size_t rows, context, rank; /* that there is room for */
     size_t bytes;
     char *memory;    /* [bytes] all of the below, 64-byte aligned */
     float *x;        /* [rows, hidden] the residual stream */
@@ -28,7 +28,6 @@ struct bon_work {
     float *mlp;      /* [rows, 2*intermediate] gate | up */
     float *turns;    /* [rows, ropes, head_dim] cos | sin */
     size_t *positions; /* [rows] */
-    size_t *run_of;    /* [rows] */
     float *low;        /* [2][rows, rank] of adapters */
     float *lift;       /* [rows, widest input or output of a product with one] */
     void *attention;
@@ -61,8 +60,7 @@ static size_t widest(const bon_arch *a)
 }
 
 /* Lays the parts out one behind the other in work->memory (or only counts). */
-static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_t runs,
-                      size_t context)
+static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_t context)
 {
     const bon_arch *a = &model->arch;
     struct { void **part; size_t bytes; } parts[] = {
@@ -73,10 +71,9 @@ static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_
         {(void **)&work->mlp, rows * 2 * a->intermediate * sizeof(float)},
         {(void **)&work->turns, rows * a->ropes * a->head_dim * sizeof(float)},
         {(void **)&work->positions, rows * sizeof(size_t)},
-        {(void **)&work->run_of, rows * sizeof(size_t)},
         {(void **)&work->low, 2 * rows * model->rank * sizeof(float)},
         {(void **)&work->lift, (model->rank > 0 ? rows * widest(a) : 0) * sizeof(float)},
-        {&work->attention, bon_attention_scratch(a, rows, runs, context, work->threads)},
+        {&work->attention, bon_attention_scratch(a, rows, context, work->threads)},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -86,33 +83,31 @@ static size_t lay_out(bon_work *work, const bon_model *model, size_t rows, size_
     return at;
 }
 
-size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t context)
+size_t bon_work_bytes(const bon_model *model, size_t rows, size_t context)
 {
     bon_work none = {.threads = model->threads};
-    return lay_out(&none, model, rows, runs, context);
+    return lay_out(&none, model, rows, context);
 }
 
-bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs, size_t context)
+bon_status bon_work_reserve(bon_work *work, size_t rows, size_t context)
 {
-    if (rows <= work->rows && runs <= work->runs && context <= work->context
+    if (rows <= work->rows && context <= work->context
         && work->model->rank <= work->rank)
         return BON_OK;
     if (rows < work->rows) rows = work->rows;
-    if (runs < work->runs) runs = work->runs;
     if (context < work->context) context = work->context;
-    if (rows > BON_MAX_DIMENSION || bon_attention_scratch(&work->model->arch, rows, runs, context,
-                                                      work->threads) == 0)
+    if (rows > BON_MAX_DIMENSION
+        || bon_attention_scratch(&work->model->arch, rows, context, work->threads) == 0)
         return BON_ERR_MEMORY;
     bon_work none = {.threads = work->threads};
-    const size_t bytes = lay_out(&none, work->model, rows, runs, context);
+    const size_t bytes = lay_out(&none, work->model, rows, context);
     char *memory = bon_pages_alloc(bytes);
     if (memory == NULL) return BON_ERR_MEMORY;
     bon_pages_free(work->memory, work->bytes);
     work->memory = memory;
     work->bytes = bytes;
-    lay_out(work, work->model, rows, runs, context);
+    lay_out(work, work->model, rows, context);
     work->rows = rows;
-    work->runs = runs;
     work->context = context;
     work->rank = work->model->rank;
     return BON_OK;
@@ -234,20 +229,6 @@ void bon_turn_rows(const bon_pass *pass, size_t layer, const float *qkv, float *
     }
 }
 
-static void write_cache(const bon_pass *pass, size_t layer, const float *turned)
-{
-    const bon_arch *a = &pass->model->arch;
-    const int threads = pass->work->threads;
-#pragma omp parallel for num_threads(threads) \
-    if (threads > 1 && pass->rows * bon_kv_width(a) > BON_PARALLEL_ABOVE / 4)
-    for (size_t r = 0; r < pass->rows; r++) {
-        const bon_run *run = &pass->runs[pass->work->run_of[r]];
-        const float *keys = turned + r * bon_qkv_width(a) + bon_q_width(a);
-        bon_cache_write(pass->cache, run->own, run->own->length + (r - run->first_row), layer,
-                        keys, keys + bon_kv_width(a), r + 1 == run->first_row + run->rows);
-    }
-}
-
 void bon_gate_rows(const bon_arch *a, const float *gate_up, float *to, size_t ld, size_t rows,
                    int threads)
 {
@@ -268,10 +249,7 @@ static size_t index_rows(bon_work *work, const bon_run *runs, size_t n_runs, siz
     *context = 0;
     for (size_t r = 0; r < n_runs; r++) {
         const size_t position = bon_run_position(&runs[r]);
-        for (size_t i = 0; i < runs[r].rows; i++, rows++) {
-            work->positions[rows] = position + i;
-            work->run_of[rows] = r;
-        }
+        for (size_t i = 0; i < runs[r].rows; i++) work->positions[rows++] = position + i;
         if (position + runs[r].rows > *context) *context = position + runs[r].rows;
     }
     return rows;
@@ -314,10 +292,8 @@ bon_status bon_forward_layer(const bon_pass *pass, size_t layer, const bon_resul
     bon_norm_rows(a, h, at->x, w->attn_norm, rows, threads);
     if ((status = project(pass, &w->qkv, h, hidden, at->qkv)) != BON_OK) return status;
     bon_turn_rows(pass, layer, at->qkv, at->turned);
-    write_cache(pass, layer, at->turned);
     bon_attention(pass->cache, multiplies_pairs(pass, w), a, layer, pass->runs, pass->n_runs,
-                  at->turned, bon_qkv_width(a), at->attended, pass->work->attention, pass->context,
-                  threads);
+                  at->turned, at->attended, pass->work->attention, pass->context, threads);
     status = project(pass, &w->o, at->attended, bon_q_width(a), at->o);
     if (status != BON_OK) return status;
     add_residual(pass, at->middle, at->x, at->o, w->attn_post_norm);
@@ -370,7 +346,7 @@ bon_status bon_model_prefill(const bon_model *model, bon_work *work, bon_cache *
                              const bon_poll *poll, const float **last)
 {
     const size_t most = bon_model_prefill_rows(model);
-    bon_status status = bon_work_reserve(work, len < most ? len : most, 1, len);
+    bon_status status = bon_work_reserve(work, len < most ? len : most, len);
     if (status == BON_OK) status = bon_seq_reserve(cache, seq, len);
     for (size_t at = 0; at < len && status == BON_OK; at += most) {
         const bon_run run = {.own = seq, .rows = len - at < most ? len - at : most};

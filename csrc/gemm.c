@@ -474,7 +474,7 @@ void bon_panel_multiply(const float *panels, size_t count, size_t stride, size_t
                         bool accumulate)
 {
     bon_kernels_here()->f32(panels, count, stride, k, x, rows, ldx, y, ldy, BON_PANEL,
-                            accumulate, false);
+                            accumulate, NULL);
 }
 
 static double now(void)

@@ -8,7 +8,8 @@
  * `accumulate`, from what y holds. So all tables give the same bits, and a
  * product may be cut anywhere: rows, panels, and k (going on through y).
  *
- * `more`: the next call multiplies the panels that lie behind these, so they are asked for.
+ * `next`, or NULL: panels as far from each other, which the next call multiplies. Some of them
+ * are asked for.
  *
  * int8 is the same with whole numbers: exact sums of 32 bits, in y as int32.
  *
@@ -37,16 +38,16 @@ typedef struct {
     /* panels [k][16] */
     void (*f32)(const float *panels, size_t count, size_t stride, size_t k, const float *x,
                 size_t rows, size_t ldx, float *y, size_t ldy, size_t apart,
-                bool accumulate, bool more);
+                bool accumulate, const void *next);
     /* panels [ceil(k/2)][16][2]; of the last pair of an odd k only the first is read */
     void (*bf16)(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                 size_t apart, bool accumulate, bool more);
+                 size_t apart, bool accumulate, const void *next);
     /* panels [k/4][16][4], k a multiple of 4; of each four inputs x holds the second and
      * third exchanged, at an even address; ldx is even */
     void (*i8)(const int8_t *panels, size_t count, size_t stride, size_t k, const int16_t *x,
                size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart,
-               bool accumulate, bool more);
+               bool accumulate, const void *next);
 } bon_kernels;
 
 extern const bon_kernels bon_kernels_avx2;   /* needs AVX2 and FMA */
@@ -56,12 +57,12 @@ extern const bon_kernels bon_kernels_avx512; /* needs AVX-512 F, BW, VL, DQ as w
  * even, x at a multiple of 4, ldx even. */
 void bon_kernels_dot_bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                           const uint16_t *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                          size_t apart, bool accumulate, bool more);
+                          size_t apart, bool accumulate, const void *next);
 /* x is int8 too, and in order: y = sum x * (panel + 128), modulo 2^32. k is a multiple of 4, x at
  * one, and ldx is one. */
 void bon_kernels_dot_i8(const int8_t *panels, size_t count, size_t stride, size_t k,
                         const int8_t *x, size_t rows, size_t ldx, int32_t *y, size_t ldy,
-                        size_t apart, bool accumulate, bool more);
+                        size_t apart, bool accumulate, const void *next);
 
 /* What this machine has; these run anywhere (they are in kernels_avx2.c). */
 bool bon_kernels_have_avx512(void);

@@ -33,7 +33,7 @@ static inline vec vec_fma(vec a, vec b, vec c)
 
 void bon_kernels_dot_bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                           const uint16_t *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                          size_t apart, bool accumulate, bool more)
+                          size_t apart, bool accumulate, const void *next)
 {
-    words(panels, count, stride / 2, k / 2, x, rows, ldx / 2, y, ldy, apart, accumulate, more);
+    words(panels, count, stride / 2, k / 2, x, rows, ldx / 2, y, ldy, apart, accumulate, next);
 }

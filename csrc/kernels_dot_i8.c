@@ -37,7 +37,7 @@ static inline vec vec_fma(vec a, vec b, vec c)
 
 void bon_kernels_dot_i8(const int8_t *panels, size_t count, size_t stride, size_t k,
                         const int8_t *x, size_t rows, size_t ldx, int32_t *y, size_t ldy,
-                        size_t apart, bool accumulate, bool more)
+                        size_t apart, bool accumulate, const void *next)
 {
-    words(panels, count, stride / 4, k / 4, x, rows, ldx / 4, y, ldy, apart, accumulate, more);
+    words(panels, count, stride / 4, k / 4, x, rows, ldx / 4, y, ldy, apart, accumulate, next);
 }

@@ -58,7 +58,7 @@ typedef struct {
     float *y; /* float32 or int32, seen by loads and stores of vectors only */
     size_t ldy, apart; /* floats from row to row and from panel to panel of y */
     bool accumulate;
-    bool more;            /* of its kind lies behind the panels and will be multiplied next */
+    const char *next;     /* panels to be multiplied after these, or NULL */
     size_t inputs, words; /* in a line: numbers of a panel, words of a row of x */
     size_t lines;         /* of a panel in a turn of a tile's loop */
     const char *ahead;    /* panels to prefetch: `asks` lines per turn, */
@@ -338,10 +338,10 @@ static void block(task t, const shape *s, size_t rows, const char *next)
     }
 }
 
-/* All of `wide` panels; `more` of them follow. */
-static void column(task t, const shape *s, size_t rows, bool more)
+/* All of `wide` panels. */
+static void column(task t, const shape *s, size_t rows)
 {
-    const char *const next = more ? t.panels + s->wide * t.stride : NULL;
+    const char *const next = t.next;
     for (size_t left = t.k; left > 0; left -= t.k) {
         t.k = left < BLOCK * t.inputs ? left : BLOCK * t.inputs;
         block(t, s, rows, left > t.k ? t.panels + BLOCK * LINE : next);
@@ -353,11 +353,14 @@ static void column(task t, const shape *s, size_t rows, bool more)
 
 static void product(task t, const shape *shapes, size_t count, size_t rows)
 {
+    const char *const next = t.next;
     for (const shape *s = shapes; s < shapes + SHAPES; s++) {
         if (rows > s->rows && s->wide > BULK) continue;
         for (; count >= s->wide; count -= s->wide) {
-            column(t, s, rows, t.more || count >= 2 * s->wide);
-            t.panels += s->wide * t.stride;
+            const char *const behind = t.panels + s->wide * t.stride;
+            t.next = count > s->wide ? behind : next;
+            column(t, s, rows);
+            t.panels = behind;
             t.y += s->wide * t.apart;
         }
     }
@@ -366,11 +369,11 @@ static void product(task t, const shape *shapes, size_t count, size_t rows)
 /* All sizes in words. */
 static void words(const void *panels, size_t count, size_t stride, size_t k, const void *x,
                   size_t rows, size_t ldx, void *y, size_t ldy, size_t apart,
-                  bool accumulate, bool more)
+                  bool accumulate, const void *next)
 {
     const task t = {.panels = panels, .stride = stride * sizeof(float),
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .more = more, .inputs = 1, .words = 1, .lines = 4};
+                    .accumulate = accumulate, .next = next, .inputs = 1, .words = 1, .lines = 4};
     product(t, words_shapes, count, rows);
 }
 
@@ -378,29 +381,29 @@ static void words(const void *panels, size_t count, size_t stride, size_t k, con
 
 static void f32(const float *panels, size_t count, size_t stride, size_t k, const float *x,
                 size_t rows, size_t ldx, float *y, size_t ldy, size_t apart,
-                bool accumulate, bool more)
+                bool accumulate, const void *next)
 {
-    words(panels, count, stride, k, x, rows, ldx, y, ldy, apart, accumulate, more);
+    words(panels, count, stride, k, x, rows, ldx, y, ldy, apart, accumulate, next);
 }
 
 static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
                  const float *x, size_t rows, size_t ldx, float *y, size_t ldy,
-                 size_t apart, bool accumulate, bool more)
+                 size_t apart, bool accumulate, const void *next)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .more = more, .inputs = 2, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .next = next, .inputs = 2, .words = 2, .lines = 2};
     product(t, bf16_shapes, count, rows);
 }
 
 static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, const int16_t *x,
                size_t rows, size_t ldx, int32_t *y, size_t ldy, size_t apart,
-               bool accumulate, bool more)
+               bool accumulate, const void *next)
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = (const float *)(const void *)x, .ldx = ldx / 2,
                     .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .more = more, .inputs = 4, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .next = next, .inputs = 4, .words = 2, .lines = 2};
     product(t, i8_shapes, count, rows);
 }
 

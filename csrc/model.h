@@ -101,12 +101,11 @@ typedef struct bon_work bon_work;
 BON_MUST_CHECK bon_status bon_work_create(const bon_model *model, int threads,
                                           bon_work **out);
 void bon_work_destroy(bon_work *work); /* accepts NULL */
-/* Room for batches of `rows` rows in `runs` runs that see `context` tokens. On
- * BON_ERR_MEMORY the room is as before. */
-BON_MUST_CHECK bon_status bon_work_reserve(bon_work *work, size_t rows, size_t runs,
-                                           size_t context);
+/* Room for batches of `rows` rows that see `context` tokens. On BON_ERR_MEMORY the room is as
+ * before. */
+BON_MUST_CHECK bon_status bon_work_reserve(bon_work *work, size_t rows, size_t context);
 /* What bon_work_reserve would hold, in bytes. */
-size_t bon_work_bytes(const bon_model *model, size_t rows, size_t runs, size_t context);
+size_t bon_work_bytes(const bon_model *model, size_t rows, size_t context);
 
 /* Runs the layers over a batch and writes its keys and values to the cache.
  *

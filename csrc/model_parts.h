@@ -50,13 +50,6 @@ typedef struct {
 } bon_place;
 bon_place bon_model_place(const bon_model *model, bon_slot slot, size_t layer);
 
-static inline size_t bon_q_width(const bon_arch *a) { return a->heads * a->head_dim; }
-static inline size_t bon_kv_width(const bon_arch *a) { return a->kv_heads * a->head_dim; }
-static inline size_t bon_qkv_width(const bon_arch *a)
-{
-    return bon_q_width(a) + 2 * bon_kv_width(a);
-}
-
 /* Bound that keeps every product of two dimensions far from overflow. */
 #define BON_MAX_DIMENSION ((size_t)1 << 24)
 

@@ -100,7 +100,7 @@ static void add_products(const gradient *g, size_t t, float *held, size_t *group
     bon_kernels_here()->f32(held, count, ROWS * BON_PANEL, g->rows,
                             g->turned + input * TURNED, smaller(g->height, g->k - input),
                             TURNED, g->grad + panel * apart + input * BON_PANEL, BON_PANEL,
-                            apart, true, false);
+                            apart, true, NULL);
 }
 
 static void add_block(const gradient *g, int threads)

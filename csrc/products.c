@@ -153,8 +153,9 @@ static void multiply_panels(const product *p, const void *panels, size_t count, 
         const void *x = (const char *)in->x + (row * in->ldx + k) * in->size;
         const size_t part = bon_smaller(step, width - k);
         const bool go_on = k > 0;
+        const void *next = more ? (const char *)from + count * stride * size : NULL;
 #define CALL(KERNEL)                                                                       \
-    KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on, more)
+    KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on, next)
         if (dtype == BON_F32)
             CALL(kernel->f32);
         else if (dtype == BON_BF16 && p->dot)

@@ -44,7 +44,7 @@ bon_status bon_score_logits(const bon_model *model, const int32_t *tokens, size_
     bon_seq seq = {0};
     bon_status status = bon_work_create(model, bon_model_pass_threads(model), &work);
     if (status == BON_OK) status = make_cache(model, bon_blocks_for(len), &cache);
-    if (status == BON_OK) status = bon_work_reserve(work, min_size(len, BON_CHUNK), 1, len);
+    if (status == BON_OK) status = bon_work_reserve(work, min_size(len, BON_CHUNK), len);
     if (status == BON_OK) status = bon_seq_reserve(cache, &seq, len);
     for (size_t at = 0; at < len && status == BON_OK; at += BON_CHUNK) {
         const bon_run run = {.own = &seq, .rows = min_size(len - at, BON_CHUNK)};
@@ -142,7 +142,7 @@ static bon_status begin(scorer *s, const float **last)
     bon_status status = bon_work_create(s->model, s->threads, &s->work);
     if (status == BON_OK) status = make_cache(s->model, cache_blocks(s), &s->cache);
     if (status == BON_OK)
-        status = bon_work_reserve(s->work, BON_CHUNK, BON_CHUNK, context_of(s));
+        status = bon_work_reserve(s->work, BON_CHUNK, context_of(s));
     if (status == BON_OK)
         status = bon_model_prefill(s->model, s->work, s->cache, s->prompt, s->prompt_len, &s->seq,
                                    s->poll, last);
@@ -233,7 +233,7 @@ size_t bon_score_bytes(const bon_model *model, size_t prompt_len, const size_t *
     const bon_arch *a = bon_model_arch(model);
     const scorer s = {.model = model, .prompt_len = prompt_len, .lengths = lengths,
                       .count = count};
-    return bon_work_bytes(model, bon_model_prefill_rows(model), BON_CHUNK, context_of(&s))
+    return bon_work_bytes(model, bon_model_prefill_rows(model), context_of(&s))
            + cache_blocks(&s) * bon_model_block_bytes(model, a->layers)
            + (a->labels == 0 ? LOGIT_ROWS * a->vocab * sizeof(float) : 0);
 }

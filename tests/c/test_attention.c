@@ -71,27 +71,30 @@ static const size_t PREFIX_TOKENS[] = {45, 64};
 /* Tokens from..to-1; all at a time are a chunk, one by one what decoding writes. */
 static void write_tokens(batch *b, bon_seq *seq, size_t name, size_t from, size_t to, bool chunk)
 {
-    float k[KV], v[KV];
+    float k[DIM], v[DIM];
     for (size_t token = from; token < to; token++)
-        for (size_t layer = 0; layer < LAYERS; layer++) {
-            for (size_t i = 0; i < KV; i++) {
-                k[i] = key(name, layer, token, i);
-                v[i] = value(name, layer, token, i);
+        for (size_t layer = 0; layer < LAYERS; layer++)
+            for (size_t head = 0; head < KV_HEADS; head++) {
+                for (size_t i = 0; i < DIM; i++) {
+                    k[i] = key(name, layer, token, head * DIM + i);
+                    v[i] = value(name, layer, token, head * DIM + i);
+                }
+                bon_cache_write(b->cache, seq, token, layer, head, k, v,
+                                !chunk || token + 1 == to);
             }
-            bon_cache_write(b->cache, seq, token, layer, k, v, !chunk || token + 1 == to);
-        }
 }
 
 /* Leaves NaN in every number of every block. */
 static void spoil(bon_cache *cache)
 {
     bon_seq seq = {0};
-    float nan[KV];
-    for (size_t i = 0; i < KV; i++) nan[i] = NAN;
+    float nan[DIM];
+    for (size_t i = 0; i < DIM; i++) nan[i] = NAN;
     CHECK(bon_seq_reserve(cache, &seq, BLOCKS * BON_BLOCK) == BON_OK);
     for (size_t token = 0; token < BLOCKS * BON_BLOCK; token++)
         for (size_t layer = 0; layer < LAYERS; layer++)
-            bon_cache_write(cache, &seq, token, layer, nan, nan, false);
+            for (size_t head = 0; head < KV_HEADS; head++)
+                bon_cache_write(cache, &seq, token, layer, head, nan, nan, false);
     bon_seq_free(cache, &seq);
 }
 
@@ -114,7 +117,6 @@ static void open_batch(batch *b, const cache_kind *kind, float softcap, const pl
         CHECK(bon_seq_reserve(b->cache, &b->own[r], p->own + p->rows) == BON_OK);
         b->name[r] = names[r];
         write_tokens(b, &b->own[r], names[r], 0, p->own, false);
-        write_tokens(b, &b->own[r], names[r], p->own, p->own + p->rows, true);
         b->own[r].length = p->own;
         b->runs[r] = (bon_run){prefix, &b->own[r], b->rows, p->rows};
         b->rows += p->rows;
@@ -138,15 +140,20 @@ static float query(const batch *b, size_t run, size_t row, size_t i)
 
 static void attend(const batch *b, size_t layer, int threads, float *out)
 {
-    static float q[MOST_ROWS * Q];
+    static float qkv[MOST_ROWS * (Q + 2 * KV)];
     for (size_t r = 0; r < b->n_runs; r++)
-        for (size_t row = 0; row < b->runs[r].rows; row++)
-            for (size_t i = 0; i < Q; i++)
-                q[(b->runs[r].first_row + row) * Q + i] = query(b, r, row, i);
-    const size_t bytes = bon_attention_scratch(&b->arch, b->rows, b->n_runs, b->context, threads);
+        for (size_t row = 0; row < b->runs[r].rows; row++) {
+            float *to = qkv + (b->runs[r].first_row + row) * (Q + 2 * KV);
+            for (size_t i = 0; i < Q; i++) to[i] = query(b, r, row, i);
+            for (size_t i = 0; i < KV; i++) {
+                to[Q + i] = key(b->name[r], layer, b->own[r].length + row, i);
+                to[Q + KV + i] = value(b->name[r], layer, b->own[r].length + row, i);
+            }
+        }
+    const size_t bytes = bon_attention_scratch(&b->arch, b->rows, b->context, threads);
     void *scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
     CHECK(scratch != NULL);
-    bon_attention(b->cache, b->kind->dot, &b->arch, layer, b->runs, b->n_runs, q, Q, out, scratch,
+    bon_attention(b->cache, b->kind->dot, &b->arch, layer, b->runs, b->n_runs, qkv, out, scratch,
                   b->context, threads);
     free(scratch);
 }

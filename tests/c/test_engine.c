@@ -59,7 +59,7 @@ static void test_sequences_share_and_copy_blocks(void)
     const float keys[4] = {1, 2, 3, 4}, other[4] = {5, 6, 7, 8};
     CHECK(bon_seq_reserve(cache, &a, BON_BLOCK + 1) == BON_OK);
     CHECK(bon_cache_free_blocks(cache) == 4);
-    bon_cache_write(cache, &a, BON_BLOCK, 0, keys, keys, true);
+    bon_cache_write(cache, &a, BON_BLOCK, 0, 0, keys, keys, true);
     a.length = BON_BLOCK + 1;
 
     CHECK(bon_seq_fork(cache, &a, &b) == BON_OK);
@@ -68,7 +68,7 @@ static void test_sequences_share_and_copy_blocks(void)
     const float *const of_a = bon_cache_keys(cache, a.blocks[1], 0, 0);
     const float *const of_b = bon_cache_keys(cache, b.blocks[1], 0, 0);
     CHECK(of_b[16] == 2);
-    bon_cache_write(cache, &b, BON_BLOCK, 0, other, other, true);
+    bon_cache_write(cache, &b, BON_BLOCK, 0, 0, other, other, true);
     CHECK(of_a[16] == 2);
     CHECK(((const float *)bon_cache_values(cache, b.blocks[1], 0, 0))[3] == 8);
 
@@ -96,7 +96,9 @@ static void test_the_panels_of_a_block(void)
         keys[i] = (float)i;
         values[i] = (float)-i;
     }
-    bon_cache_write(cache, &seq, BON_BLOCK + TOKEN, 1, keys, values, true);
+    for (size_t head = 0; head < 2; head++)
+        bon_cache_write(cache, &seq, BON_BLOCK + TOKEN, 1, head, keys + head * HEAD_DIM,
+                        values + head * HEAD_DIM, true);
     for (size_t head = 0; head < 2; head++) {
         const float *k = bon_cache_keys(cache, seq.blocks[1], 1, head);
         const float *v = bon_cache_values(cache, seq.blocks[1], 1, head);
@@ -125,8 +127,8 @@ static void test_pairs_of_bfloat16_values(void)
     }
     const uint16_t *v = bon_cache_values(cache, seq.blocks[0], 0, 0);
     for (int last = 0; last < 2; last++) { /* another thread may have written the second before */
-        bon_cache_write(cache, &seq, 5, 0, second, second, true);
-        bon_cache_write(cache, &seq, 4, 0, first, first, last);
+        bon_cache_write(cache, &seq, 5, 0, 0, second, second, true);
+        bon_cache_write(cache, &seq, 4, 0, 0, first, first, last);
         for (size_t i = 0; i < HEAD_DIM; i++) {
             const uint16_t *pair = v + i / 16 * BON_BLOCK * 16 + 4 * 16 + i % 16 * 2;
             CHECK(pair[0] == bon_f32_to_bf16(first[i]));
@@ -148,8 +150,8 @@ static void test_a_pass_reads_nothing_that_it_has_not_written(void)
             CHECK(bon_matrix_set_route(matrix, BON_PREFILL, BON_ROUTE_DOT) == BON_OK);
     bon_work *work;
     CHECK(bon_work_create(model, 1, &work) == BON_OK);
-    float nan[KV * DIM];
-    for (size_t i = 0; i < KV * DIM; i++) nan[i] = NAN;
+    float nan[DIM];
+    for (size_t i = 0; i < DIM; i++) nan[i] = NAN;
     for (size_t len = 1; len <= BON_BLOCK + 1; len++) {
         int32_t prompt[BON_BLOCK + 1];
         float fresh[(BON_BLOCK + 1) * HIDDEN];
@@ -162,7 +164,8 @@ static void test_a_pass_reads_nothing_that_it_has_not_written(void)
             CHECK(bon_seq_reserve(cache, &seq, 2 * BON_BLOCK) == BON_OK);
             for (size_t t = 0; spoilt && t < 2 * BON_BLOCK; t++)
                 for (size_t layer = 0; layer < LAYERS; layer++)
-                    bon_cache_write(cache, &seq, t, layer, nan, nan, false);
+                    for (size_t head = 0; head < KV; head++)
+                        bon_cache_write(cache, &seq, t, layer, head, nan, nan, false);
             bon_seq_free(cache, &seq);
             CHECK(bon_model_prefill(model, work, cache, prompt, len, &seq, NULL, &hidden) == BON_OK);
             if (!spoilt) memcpy(fresh, hidden, len * HIDDEN * sizeof *hidden);
