@@ -123,33 +123,76 @@ static uint32_t sum_128(const int8_t *p, size_t count)
     return 128 * sum;
 }
 
-float bon_i8_digits(const float *x, size_t k, size_t padded, int8_t *p, uint32_t *added,
-                    bool *rough)
+/* Sum of |x|. */
+static double sum_of_sizes(const float *x, size_t k)
 {
-    const float largest = bon_i8_largest(x, k), t = largest / BON_I8_MOST;
-    bon_i8_loss loss = {0.0, 0.0};
-    memset(p + k, 0, padded - k);
-    if (isfinite(largest))
-        bon_i8_weights(x, k, t, p, &loss);
-    else
-        memset(p, 0, k);
-    *added = sum_128(p, padded);
-    *rough = bon_i8_is_rough(&loss, k, BON_I8_X_LOSS);
-    return isfinite(largest) ? t : NAN;
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256d sums = _mm256_setzero_pd();
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8) add_up(&sums, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
+    double sum = total(sums);
+    for (; i < k; i++) sum += fabs((double)x[i]);
+    return sum;
 }
 
-float bon_i8_second_digits(const float *x, size_t k, size_t padded, float t, const int8_t *p,
-                           int8_t *d, uint32_t *added)
+/* Eight whole numbers as digits; those that are beyond them are noted. */
+static void put_digits(__m256i whole, size_t input, int8_t *p, bon_i8_far *far, size_t *n_far)
 {
-    const float scale = t / (2 * BON_I8_MOST);
-    bon_i8_loss loss = {0.0, 0.0};
-    float rest[512];
-    for (size_t i = 0; i < k; i += 512) {
-        const size_t count = k - i < 512 ? k - i : 512;
-        for (size_t j = 0; j < count; j++) rest[j] = x[i + j] - t * (float)p[i + j];
-        bon_i8_weights(rest, count, scale, d + i, &loss);
+    const __m256i most = _mm256_set1_epi32(BON_I8_MOST), least = _mm256_set1_epi32(-BON_I8_MOST);
+    const __m256i near = _mm256_min_epi32(_mm256_max_epi32(whole, least), most);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(near), _mm256_extracti128_si256(near, 1));
+    const __m128i bytes = _mm_packs_epi16(words, words);
+    memcpy(p + input, &bytes, 8);
+    const __m256i beyond = _mm256_sub_epi32(whole, near);
+    if (_mm256_testz_si256(beyond, beyond)) return;
+    int32_t lanes[8];
+    memcpy(lanes, &beyond, sizeof lanes);
+    for (size_t l = 0; l < 8; l++)
+        if (lanes[l] != 0) far[(*n_far)++] = (bon_i8_far){(uint32_t)(input + l), lanes[l]};
+}
+
+float bon_i8_digits(const float *x, size_t k, size_t padded, int8_t *p, uint32_t *added,
+                    bon_i8_far *far, size_t *n_far)
+{
+    const float largest = bon_i8_largest(x, k);
+    *added = 0;
+    *n_far = 0;
+    if (!isfinite(largest)) {
+        memset(p, 0, padded);
+        return NAN;
     }
-    memset(d + k, 0, padded - k);
-    *added = sum_128(d, padded);
-    return scale;
+    const float far_from = (float)(BON_I8_FAR * (sum_of_sizes(x, k) / (double)k));
+    const float t = fminf(largest, far_from) / BON_I8_MOST;
+    const float inverse = isfinite(1.0f / t) ? 1.0f / t : 0.0f; /* else next to 0 */
+    const __m256 scale = _mm256_set1_ps(inverse);
+    for (size_t i = 0; i < padded; i += 8) {
+        float eight[8] = {0};
+        if (i < k && k - i < 8) memcpy(eight, x + i, (k - i) * sizeof *x);
+        const __m256 v = _mm256_loadu_ps(i + 8 <= k ? x + i : eight);
+        put_digits(_mm256_cvtps_epi32(_mm256_mul_ps(v, scale)), i, p, far, n_far);
+    }
+    *added = sum_128(p, padded);
+    return t;
+}
+
+void bon_i8_add_far(const bon_i8_far *far, size_t n_far, const int8_t *panels, size_t count,
+                    size_t stride, int32_t *sums)
+{
+    if (n_far == 0) return;
+    for (size_t panel = 0; panel < count; panel++, panels += stride, sums += 16) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)(void *)sums);
+        __m256i high = _mm256_loadu_si256((const __m256i *)(void *)(sums + 8));
+        for (const bon_i8_far *f = far; f < far + n_far; f++) {
+            const __m256i *fours = (const __m256i *)(const void *)(panels + f->input / 4 * 64);
+            const __m128i up = _mm_cvtsi32_si128((int)(24 - f->input % 4 * 8)); /* to the top */
+            const __m256i by = _mm256_set1_epi32(f->beyond);
+            const __m256i a = _mm256_sll_epi32(_mm256_loadu_si256(fours), up);
+            const __m256i b = _mm256_sll_epi32(_mm256_loadu_si256(fours + 1), up);
+            low = _mm256_add_epi32(low, _mm256_mullo_epi32(_mm256_srai_epi32(a, 24), by));
+            high = _mm256_add_epi32(high, _mm256_mullo_epi32(_mm256_srai_epi32(b, 24), by));
+        }
+        _mm256_storeu_si256((__m256i *)(void *)sums, low);
+        _mm256_storeu_si256((__m256i *)(void *)(sums + 8), high);
+    }
 }

@@ -25,29 +25,25 @@
 
 /* -- rows of x ------------------------------------------------------------- */
 
-/* Rows of x as the kernels read them. */
-typedef struct {
-    const void *x;         /* [count, ldx]: float32 or int16 (tile), bfloat16 or int8 (dot) */
-    size_t count, ldx;     /* ldx in numbers, of `size` bytes */
-    size_t size;
-    const size_t *row;     /* second digits: of which row of y; else NULL */
-    const float *scale;    /* int8: of each row */
-    const uint32_t *added; /* int8 by dot: what the kernel adds to the sums of a row */
-} input;
-
-/* A product: x, and of some of its rows the second digits. */
+/* A product, and rows of x as the kernels read them. */
 typedef struct {
     const bon_matrix *m;
     bool dot;
-    input first, second;
+    const void *x;         /* [rows, ldx]: float32 or int16 (tile), bfloat16 or int8 (dot) */
+    size_t rows, ldx;      /* ldx in numbers, of `size` bytes */
+    size_t size;
+    const float *scale;    /* int8: of each row */
+    const uint32_t *added; /* int8 by dot: what the kernel adds to the sums of a row, */
+    const bon_i8_far *far; /* [rows, bon_i8_most_far(k)] what it leaves out, */
+    const size_t *n_far;   /* [rows] and how many of them there are */
     void *memory;
 } product;
 
 /* `bytes` for each row, and behind them up to 64 for its scale and such; or NULL. */
-static char *allocate(product *p, size_t rows, size_t bytes)
+static char *allocate(product *p, size_t bytes)
 {
     size_t row, all;
-    if (__builtin_add_overflow(bytes, 64, &row) || __builtin_mul_overflow(rows, row, &all))
+    if (__builtin_add_overflow(bytes, 64, &row) || __builtin_mul_overflow(p->rows, row, &all))
         return NULL;
     return p->memory = malloc(all);
 }
@@ -59,80 +55,78 @@ static size_t row_length(size_t numbers, size_t size)
     return ((numbers * size + 63) / 64 | 1) * 64 / size;
 }
 
-static bon_status round_bf16(product *p, const float *x, size_t rows, size_t ldx, int threads)
+static bon_status round_bf16(product *p, const float *x, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k;
+    const size_t k = p->m->k, padded = p->m->padded_k, rows = p->rows;
     const size_t length = row_length(padded, sizeof(uint16_t));
-    uint16_t *out = (uint16_t *)(void *)allocate(p, rows, length * sizeof *out);
+    uint16_t *out = (uint16_t *)(void *)allocate(p, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
-    for (long r = 0; r < (long)rows; r++) {
-        uint16_t *to = out + (size_t)r * length;
-        for (size_t i = 0; i < k; i++) to[i] = bon_f32_to_bf16(x[(size_t)r * ldx + i]);
+    for (size_t r = 0; r < rows; r++) {
+        uint16_t *to = out + r * length;
+        for (size_t i = 0; i < k; i++) to[i] = bon_f32_to_bf16(x[r * ldx + i]);
         memset(to + k, 0, (padded - k) * sizeof *to);
     }
-    p->first = (input){.x = out, .count = rows, .ldx = length, .size = sizeof *out};
+    p->x = out;
+    p->ldx = length;
+    p->size = sizeof *out;
     return BON_OK;
 }
 
 /* To 12 bits. */
-static bon_status round_i8_tile(product *p, const float *x, size_t rows, size_t ldx, int threads)
+static bon_status round_i8_tile(product *p, const float *x, size_t ldx, int threads)
 {
-    const size_t k = p->m->k, padded = p->m->padded_k;
+    const size_t k = p->m->k, padded = p->m->padded_k, rows = p->rows;
     const size_t length = row_length(padded, sizeof(int16_t));
-    int16_t *out = (int16_t *)(void *)allocate(p, rows, length * sizeof *out);
+    int16_t *out = (int16_t *)(void *)allocate(p, length * sizeof *out);
     if (!out) return BON_ERR_MEMORY;
     float *scale = (float *)(void *)(out + rows * length);
     const int levels = bon_i8_levels(padded);
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
-    for (long r = 0; r < (long)rows; r++)
-        scale[r] = bon_i8_activations(x + (size_t)r * ldx, k, padded, levels,
-                                      out + (size_t)r * length);
-    p->first =
-        (input){.x = out, .count = rows, .ldx = length, .size = sizeof *out, .scale = scale};
+    for (size_t r = 0; r < rows; r++)
+        scale[r] = bon_i8_activations(x + r * ldx, k, padded, levels, out + r * length);
+    p->x = out;
+    p->ldx = length;
+    p->size = sizeof *out;
+    p->scale = scale;
     return BON_OK;
 }
 
-/* To 8 bits, and rough rows to a second digit of 8. */
-static bon_status round_i8_dot(product *p, const float *x, size_t rows, size_t ldx, int threads)
+/* To 8 bits, and what is beyond them. */
+static bon_status round_i8_dot(product *p, const float *x, size_t ldx, int threads)
 {
     const size_t k = p->m->k, padded = p->m->padded_k, length = row_length(padded, 1);
-    int8_t *digits = (int8_t *)allocate(p, rows, 2 * length);
+    const size_t rows = p->rows, most = bon_i8_most_far(k);
+    int8_t *digits = (int8_t *)allocate(p, length + most * sizeof(bon_i8_far));
     if (!digits) return BON_ERR_MEMORY;
-    int8_t *fine = digits + rows * length;
-    size_t *row = (size_t *)(void *)(digits + 2 * rows * length), count = 0;
-    float *scale = (float *)(void *)(row + rows), *fine_scale = scale + rows;
-    uint32_t *added = (uint32_t *)(void *)(fine_scale + rows), *fine_added = added + rows;
-    bool *rough = (bool *)(fine_added + rows);
+    bon_i8_far *far = (bon_i8_far *)(void *)(digits + rows * length);
+    size_t *n_far = (size_t *)(void *)(far + rows * most);
+    float *scale = (float *)(void *)(n_far + rows);
+    uint32_t *added = (uint32_t *)(void *)(scale + rows);
 #pragma omp parallel for num_threads(threads) schedule(static) \
     if (threads > 1 && rows * k > BON_PARALLEL_ABOVE)
-    for (long r = 0; r < (long)rows; r++)
-        scale[r] = bon_i8_digits(x + (size_t)r * ldx, k, padded, digits + (size_t)r * length,
-                                 &added[r], &rough[r]);
     for (size_t r = 0; r < rows; r++)
-        if (rough[r]) row[count++] = r;
-#pragma omp parallel for num_threads(threads) schedule(static) \
-    if (threads > 1 && count * k > BON_PARALLEL_ABOVE)
-    for (long i = 0; i < (long)count; i++)
-        fine_scale[i] =
-            bon_i8_second_digits(x + row[i] * ldx, k, padded, scale[row[i]],
-                                 digits + row[i] * length, fine + (size_t)i * length,
-                                 &fine_added[i]);
-    p->first = (input){.x = digits, .count = rows, .ldx = length, .size = 1, .scale = scale,
-                       .added = added};
-    p->second = (input){.x = fine, .count = count, .ldx = length, .size = 1, .row = row,
-                        .scale = fine_scale, .added = fine_added};
+        scale[r] = bon_i8_digits(x + r * ldx, k, padded, digits + r * length, &added[r],
+                                 far + r * most, &n_far[r]);
+    p->x = digits;
+    p->ldx = length;
+    p->size = 1;
+    p->scale = scale;
+    p->added = added;
+    p->far = far;
+    p->n_far = n_far;
     return BON_OK;
 }
 
-static bon_status round_rows(product *p, const float *x, size_t rows, size_t ldx, int threads)
+static bon_status round_rows(product *p, const float *x, size_t ldx, int threads)
 {
-    if (p->m->dtype == BON_I8)
-        return (p->dot ? round_i8_dot : round_i8_tile)(p, x, rows, ldx, threads);
-    if (p->dot) return round_bf16(p, x, rows, ldx, threads);
-    p->first = (input){.x = x, .count = rows, .ldx = ldx, .size = sizeof *x};
+    if (p->m->dtype == BON_I8) return (p->dot ? round_i8_dot : round_i8_tile)(p, x, ldx, threads);
+    if (p->dot) return round_bf16(p, x, ldx, threads);
+    p->x = x;
+    p->ldx = ldx;
+    p->size = sizeof *x;
     return BON_OK;
 }
 
@@ -140,22 +134,22 @@ static bon_status round_rows(product *p, const float *x, size_t rows, size_t ldx
 
 /* y [rows, ldy] = rows of x times `count` panels, y in float32 or, for int8, int32. The panels
  * behind them come next where there are `more`. */
-static void multiply_panels(const product *p, const void *panels, size_t count, const input *in,
-                            size_t row, size_t rows, void *y, size_t ldy, bool more)
+static void multiply_panels(const product *p, const void *panels, size_t count, size_t row,
+                            size_t rows, void *y, size_t ldy, bool more)
 {
     const bon_kernels *kernel = bon_kernels_here();
     const bon_dtype dtype = p->m->dtype;
     const size_t size = bon_dtype_size(dtype), stride = p->m->padded_k * BON_PANEL;
-    const size_t width = in->size == sizeof(float) ? p->m->k : p->m->padded_k; /* of x */
-    const size_t step = X_BLOCK / in->size / rows / BON_K_ALIGN * BON_K_ALIGN;
+    const size_t width = p->size == sizeof(float) ? p->m->k : p->m->padded_k; /* of x */
+    const size_t step = X_BLOCK / p->size / rows / BON_K_ALIGN * BON_K_ALIGN;
     for (size_t k = 0; k < width; k += step) {
         const void *from = (const char *)panels + k * BON_PANEL * size;
-        const void *x = (const char *)in->x + (row * in->ldx + k) * in->size;
+        const void *x = (const char *)p->x + (row * p->ldx + k) * p->size;
         const size_t part = bon_smaller(step, width - k);
         const bool go_on = k > 0;
         const void *next = more ? (const char *)from + count * stride * size : NULL;
 #define CALL(KERNEL)                                                                       \
-    KERNEL(from, count, stride, part, x, rows, in->ldx, y, ldy, BON_PANEL, go_on, next)
+    KERNEL(from, count, stride, part, x, rows, p->ldx, y, ldy, BON_PANEL, go_on, next)
         if (dtype == BON_F32)
             CALL(kernel->f32);
         else if (dtype == BON_BF16 && p->dot)
@@ -168,24 +162,25 @@ static void multiply_panels(const product *p, const void *panels, size_t count, 
             CALL(kernel->i8);
 #undef CALL
     }
+    for (size_t r = 0; p->far && r < rows; r++)
+        bon_i8_add_far(p->far + (row + r) * bon_i8_most_far(p->m->k), p->n_far[row + r], panels,
+                       count, stride, (int32_t *)y + r * ldy);
 }
 
-/* Sums of whole numbers become a row of y: set, by their first digits, or added to. */
-static void put_row(const int32_t *sums, size_t count, uint32_t added, float t,
-                    const float *scale, bool add, float *y)
+/* Sums of whole numbers become part of a row of y. */
+static void put_row(const product *p, size_t row, const int32_t *sums, size_t count,
+                    const float *scale, float *y)
 {
-    if (add)
-        for (size_t j = 0; j < count; j++)
-            y[j] += t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
-    else
-        for (size_t j = 0; j < count; j++)
-            y[j] = t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
+    const uint32_t added = p->added ? p->added[row] : 0;
+    const float t = p->scale[row];
+    for (size_t j = 0; j < count; j++)
+        y[j] = t * scale[j] * (float)(int32_t)((uint32_t)sums[j] - added);
 }
 
 /* Panels panel..panel+count-1 for rows row..row+rows-1 of x. Sums of whole numbers, and a last
  * panel that is wider than y, go by way of a block of their own. */
-static void multiply_block(const product *p, size_t panel, size_t count, const input *in,
-                           size_t row, size_t rows, float *y, size_t ldy, bool more)
+static void multiply_block(const product *p, size_t panel, size_t count, size_t row, size_t rows,
+                           float *y, size_t ldy, bool more)
 {
     union {
         float y[Y_BLOCK * BON_PANEL];
@@ -196,35 +191,30 @@ static void multiply_block(const product *p, size_t panel, size_t count, const i
     const size_t used = bon_smaller(columns, m->n - column);
     const void *panels =
         (const char *)m->data + column * m->padded_k * bon_dtype_size(m->dtype);
-    y += column;
+    y += row * ldy + column;
     if (m->dtype != BON_I8 && used == columns) {
-        multiply_panels(p, panels, count, in, row, rows, y + row * ldy, ldy, more);
+        multiply_panels(p, panels, count, row, rows, y, ldy, more);
         return;
     }
-    multiply_panels(p, panels, count, in, row, rows, &block, columns, more);
-    for (size_t r = 0; r < rows; r++) {
-        float *to = y + (in->row ? in->row[row + r] : row + r) * ldy;
+    multiply_panels(p, panels, count, row, rows, &block, columns, more);
+    for (size_t r = 0; r < rows; r++)
         if (m->dtype == BON_I8)
-            put_row(block.sums + r * columns, used, in->added ? in->added[row + r] : 0,
-                    in->scale[row + r], m->scale + column, in->row != NULL, to);
+            put_row(p, row + r, block.sums + r * columns, used, m->scale + column, y + r * ldy);
         else
-            memcpy(to, block.y + r * columns, used * sizeof *y);
-    }
+            memcpy(y + r * ldy, block.y + r * columns, used * sizeof *y);
 }
 
 /* Adds what the second digits of the weights in one panel of them give. */
-static void add_fine(const product *p, size_t panel, const input *in, size_t row, size_t rows,
-                     float *y, size_t ldy)
+static void add_fine(const product *p, size_t panel, size_t row, size_t rows, float *y,
+                     size_t ldy)
 {
     int32_t sums[ROW_BLOCK * BON_PANEL];
     const bon_fine_rows *f = &p->m->fine;
     const size_t first = panel * BON_PANEL, count = bon_smaller(BON_PANEL, f->count - first);
-    multiply_panels(p, f->data + first * p->m->padded_k, 1, in, row, rows, sums, BON_PANEL,
-                    false);
+    multiply_panels(p, f->data + first * p->m->padded_k, 1, row, rows, sums, BON_PANEL, false);
     for (size_t r = 0; r < rows; r++) {
-        float *to = y + (in->row ? in->row[row + r] : row + r) * ldy, some[BON_PANEL];
-        put_row(sums + r * BON_PANEL, count, in->added ? in->added[row + r] : 0,
-                in->scale[row + r], f->scale + first, false, some);
+        float *to = y + (row + r) * ldy, some[BON_PANEL];
+        put_row(p, row + r, sums + r * BON_PANEL, count, f->scale + first, some);
         for (size_t j = 0; j < count; j++)
             if (f->output[first + j] < p->m->n) to[f->output[first + j]] += some[j];
     }
@@ -245,12 +235,10 @@ static size_t group_size(size_t panels, size_t threads, size_t rows)
 }
 
 /* In how many deals the rows of a group go, so that all threads end at about the same time:
- * one, unless there are few groups and not as many for each thread. Not of int8, where second
- * digits are added to what the first ones gave. */
-static size_t deals_of_rows(const product *p, size_t groups, size_t threads)
+ * one, unless there are few groups and not as many for each thread. */
+static size_t deals_of_rows(size_t rows, size_t groups, size_t threads)
 {
-    const size_t rows = p->first.count;
-    if (p->m->dtype == BON_I8 || groups % threads == 0 || groups >= MANY_DEALS * threads) return 1;
+    if (groups % threads == 0 || groups >= MANY_DEALS * threads) return 1;
     size_t deals = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
     while (groups * deals % threads && rows / (deals + 1) >= LEAST_ROWS) deals++;
     return deals;
@@ -258,42 +246,34 @@ static size_t deals_of_rows(const product *p, size_t groups, size_t threads)
 
 static void multiply(const product *p, float *y, size_t ldy, int threads)
 {
-    const input *inputs[] = {&p->first, &p->second};
-    const size_t panels = p->m->panels;
-    const size_t group =
-        group_size(panels, (size_t)threads, bon_smaller(ROW_BLOCK, p->first.count));
+    const size_t panels = p->m->panels, rows = p->rows;
+    const size_t group = group_size(panels, (size_t)threads, bon_smaller(ROW_BLOCK, rows));
     const size_t groups = (panels + group - 1) / group;
-    const size_t deals = deals_of_rows(p, groups, (size_t)threads);
+    const size_t deals = deals_of_rows(rows, groups, (size_t)threads);
     const long fine = (long)((p->m->fine.count + BON_PANEL - 1) / BON_PANEL);
-    const bool serial = threads == 1 || groups * deals == 1
-                        || p->m->n * p->m->k < SERIAL_WORK / p->first.count;
+    const bool serial =
+        threads == 1 || groups * deals == 1 || p->m->n * p->m->k < SERIAL_WORK / rows;
     bon_deal all;
     bon_deal_open(&all, groups * deals, serial ? 1 : (size_t)threads);
 #pragma omp parallel num_threads(threads) if (!serial)
     for (bon_hand hand = {0}; bon_deal_take(&all, &hand);) {
         const size_t panel = hand.task / deals * group, deal = hand.task % deals;
-        const size_t count = bon_smaller(group, panels - panel);
-        const bool more = hand.more && deal == deals - 1;
-        for (size_t i = 0; i < 2; i++) {
-            const size_t end = inputs[i]->count * (deal + 1) / deals;
-            for (size_t r = inputs[i]->count * deal / deals; r < end; r += ROW_BLOCK)
-                multiply_block(p, panel, count, inputs[i], r, bon_smaller(ROW_BLOCK, end - r), y,
-                               ldy, more);
-        }
+        const size_t count = bon_smaller(group, panels - panel), end = rows * (deal + 1) / deals;
+        for (size_t r = rows * deal / deals; r < end; r += ROW_BLOCK)
+            multiply_block(p, panel, count, r, bon_smaller(ROW_BLOCK, end - r), y, ldy,
+                           hand.more && deal == deals - 1);
     }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && fine > 1)
     for (long panel = 0; panel < fine; panel++)
-        for (size_t i = 0; i < 2; i++)
-            for (size_t r = 0; r < inputs[i]->count; r += ROW_BLOCK)
-                add_fine(p, (size_t)panel, inputs[i], r,
-                         bon_smaller(ROW_BLOCK, inputs[i]->count - r), y, ldy);
+        for (size_t r = 0; r < rows; r += ROW_BLOCK)
+            add_fine(p, (size_t)panel, r, bon_smaller(ROW_BLOCK, rows - r), y, ldy);
 }
 
 bon_status bon_multiply_own(const bon_matrix *m, bool dot, const float *x, size_t rows,
                             size_t ldx, float *y, size_t ldy, int threads)
 {
-    product p = {.m = m, .dot = dot};
-    const bon_status status = round_rows(&p, x, rows, ldx, threads);
+    product p = {.m = m, .dot = dot, .rows = rows};
+    const bon_status status = round_rows(&p, x, ldx, threads);
     if (status != BON_OK) return status;
     multiply(&p, y, ldy, threads);
     free(p.memory);

@@ -88,51 +88,83 @@ static void test_activations_of_zero_and_of_what_is_not_finite(void)
     CHECK(isnan(bon_i8_activations(x, 9, 16, 2047, p)));
 }
 
-static void test_digits_are_rounded_and_summed(void)
+/* A row as int8.h says it is: whole numbers, of which digits hold 127 at most. */
+static float whole(const float *x, size_t k, int *p)
 {
-    for (size_t k = 1; k <= 40; k++) {
-        const size_t padded = (k + 15) / 16 * 16;
-        float x[40], largest = 0.0f;
-        int8_t p[48], d[48];
-        for (size_t i = 0; i < k; i++) x[i] = noise() * (i % 9 == 3 ? 100.0f : 1.0f);
-        for (size_t i = 0; i < k; i++) largest = fmaxf(largest, fabsf(x[i]));
-        memset(p, 0x55, sizeof p);
-        memset(d, 0x55, sizeof d);
-        uint32_t added, fine_added, sum = 0, fine_sum = 0;
-        bool rough;
-        const float t = bon_i8_digits(x, k, padded, p, &added, &rough);
-        CHECK(t == largest / 127.0f);
-        const float fine = bon_i8_second_digits(x, k, padded, t, p, d, &fine_added);
-        CHECK(fine == t / 254.0f);
-        double lost = 0.0, size = 0.0;
-        for (size_t i = 0; i < padded; i++) {
-            CHECK(p[i] == (i < k ? lrintf(x[i] * (1.0f / t)) : 0));
-            const float rest = i < k ? x[i] - t * (float)p[i] : 0.0f;
-            CHECK(d[i] == lrintf(fminf(fmaxf(rest * (1.0f / fine), -127), 127)));
-            lost += rest * rest;
-            size += i < k ? fabsf(x[i]) : 0.0f;
-            sum += (uint32_t)(128 * p[i]);
-            fine_sum += (uint32_t)(128 * d[i]);
-        }
-        CHECK(rough == (sqrt(lost / (double)k) > 0.05 * size / (double)k));
-        CHECK(added == sum && fine_added == fine_sum);
-        CHECK(p[47] == (padded < 48 ? 0x55 : p[47]) && d[47] == (padded < 48 ? 0x55 : d[47]));
+    float largest = 0.0f;
+    double size = 0.0;
+    for (size_t i = 0; i < k; i++) {
+        largest = fmaxf(largest, fabsf(x[i]));
+        size += fabs((double)x[i]);
     }
+    const float t = fminf(largest, (float)(13 * (size / (double)k))) / 127.0f;
+    for (size_t i = 0; i < k; i++) p[i] = t > 0.0f ? (int)lrintf(x[i] * (1.0f / t)) : 0;
+    return t;
+}
+
+static void test_digits_and_what_is_beyond_them(void)
+{
+    size_t seen = 0;
+    for (size_t k = 1; k <= 90; k++) {
+        const size_t padded = (k + 15) / 16 * 16;
+        float x[90];
+        int want[90];
+        int8_t p[112];
+        bon_i8_far far[8];
+        for (size_t i = 0; i < k; i++) x[i] = noise() * (i % 29 == 3 ? 100.0f : 1.0f);
+        memset(p, 0x55, sizeof p);
+        uint32_t added, sum = 0;
+        size_t n_far;
+        CHECK(bon_i8_most_far(k) <= 8);
+        CHECK(bon_i8_digits(x, k, padded, p, &added, far, &n_far) == whole(x, k, want));
+        CHECK(n_far <= bon_i8_most_far(k));
+        for (size_t f = 0; f < n_far; f++) {
+            CHECK(far[f].beyond != 0 && (f == 0 || far[f].input > far[f - 1].input));
+            CHECK(p[far[f].input] == (far[f].beyond > 0 ? 127 : -127));
+            want[far[f].input] -= far[f].beyond;
+        }
+        for (size_t i = 0; i < padded; i++) {
+            CHECK(p[i] == (i < k ? want[i] : 0));
+            sum += (uint32_t)(128 * p[i]);
+        }
+        CHECK(added == sum);
+        CHECK(p[padded] == 0x55);
+        seen += n_far;
+    }
+    CHECK(seen > 20);
+}
+
+/* About as many as the rule allows: all but every fourteenth are 0. */
+static void test_as_many_beyond_as_there_can_be(void)
+{
+    enum { K = 1302, EVERY = 14 };
+    float x[K] = {0};
+    int8_t p[1312];
+    bon_i8_far far[K / BON_I8_FAR + 1];
+    uint32_t added;
+    size_t n_far, large = 0;
+    for (size_t i = 0; i < K; i += EVERY, large++) x[i] = i % 4 ? 5.0f : -5.0f;
+    CHECK(bon_i8_digits(x, K, 1312, p, &added, far, &n_far) > 0.0f);
+    CHECK(n_far == large && n_far <= bon_i8_most_far(K)); /* 14 means each, and 127 * 14/13 is 137 */
+    for (size_t f = 0; f < n_far; f++) CHECK(far[f].beyond == (x[far[f].input] > 0 ? 10 : -10));
 }
 
 static void test_digits_of_zero_and_of_what_is_not_finite(void)
 {
     float x[9] = {0};
     int8_t p[16];
+    bon_i8_far far[1];
     uint32_t added;
-    bool rough;
-    CHECK(bon_i8_digits(x, 9, 16, p, &added, &rough) == 0.0f && p[0] == 0 && !rough && !added);
+    size_t n_far;
+    CHECK(bon_i8_digits(x, 9, 16, p, &added, far, &n_far) == 0.0f && p[0] == 0 && !n_far && !added);
     x[3] = 0x1p-149f; /* 127 / x is infinite */
-    CHECK(isfinite(bon_i8_digits(x, 9, 16, p, &added, &rough)) && p[3] == 0);
+    CHECK(isfinite(bon_i8_digits(x, 9, 16, p, &added, far, &n_far)) && p[3] == 0 && !n_far);
+    for (size_t i = 0; i < 9; i++) x[i] = 3e38f; /* their sum is no float */
+    CHECK(bon_i8_digits(x, 9, 16, p, &added, far, &n_far) == 3e38f / 127.0f && p[8] == 127);
     x[8] = NAN;
-    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, &rough)) && !rough);
+    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, far, &n_far)) && !n_far && !added);
     x[8] = -INFINITY;
-    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, &rough)) && !rough);
+    CHECK(isnan(bon_i8_digits(x, 9, 16, p, &added, far, &n_far)) && !n_far && p[0] == 0);
 }
 
 /* -- kernels ----------------------------------------------------------------- */
@@ -205,9 +237,9 @@ static void test_kernels_of_every_instruction_set_sum_exactly(void)
 
 /* -- products ---------------------------------------------------------------- */
 
-/* A row as whole numbers of a scale, and where more than `most` is lost what is left as a second
- * digit; in doubles, but for the scale and the quotient, whose float is what is rounded. */
-static void digits(const float *w, size_t k, double most, float *scale, int *first, int *second)
+/* A row of weights as whole numbers of a scale, and where more than 2 % is lost what is left as a
+ * second digit; in doubles, but for the scale and the quotient, whose float is what is rounded. */
+static void digits(const float *w, size_t k, float *scale, int *first, int *second)
 {
     float largest = 0.0f;
     double lost = 0.0, size = 0.0;
@@ -220,7 +252,7 @@ static void digits(const float *w, size_t k, double most, float *scale, int *fir
         size += fabs((double)w[i]);
     }
     const float fine = *scale / 254.0f;
-    const bool needed = sqrt(lost / (double)k) > most * size / (double)k;
+    const bool needed = sqrt(lost / (double)k) > 0.02 * size / (double)k;
     for (size_t i = 0; i < k; i++) {
         const float rest = w[i] - *scale * (float)first[i];
         second[i] = needed ? (int)lrintf(fminf(fmaxf(rest * (1.0f / fine), -127), 127)) : 0;
@@ -240,15 +272,15 @@ static void expected(const float *w, const float *x, size_t n, size_t k, size_t 
                      bon_route route, float *y, size_t ldy)
 {
     int *first = malloc(n * k * sizeof *first), *second = malloc(n * k * sizeof *second);
-    int *p = malloc(k * sizeof *p), *d = calloc(k, sizeof *d);
+    int *p = malloc(k * sizeof *p);
     float *scale = malloc(n * sizeof *scale), t;
-    CHECK(first && second && p && d && scale);
+    CHECK(first && second && p && scale);
     const int levels = bon_i8_levels((k + 15) / 16 * 16);
     for (size_t j = 0; j < n; j++)
-        digits(w + j * k, k, 0.02, scale + j, first + j * k, second + j * k);
+        digits(w + j * k, k, scale + j, first + j * k, second + j * k);
     for (size_t r = 0; r < rows; r++) {
         if (route == BON_ROUTE_DOT) {
-            digits(x + r * ldx, k, 0.05, &t, p, d);
+            t = whole(x + r * ldx, k, p);
         } else {
             float largest = 0.0f;
             for (size_t i = 0; i < k; i++) largest = fmaxf(largest, fabsf(x[r * ldx + i]));
@@ -260,15 +292,12 @@ static void expected(const float *w, const float *x, size_t n, size_t k, size_t 
             float *to = y + r * ldy + j;
             *to = 0.0f;
             add_product(p, first + j * k, k, t, scale[j], to);
-            add_product(d, first + j * k, k, t / 254.0f, scale[j], to);
             add_product(p, second + j * k, k, t, scale[j] / 254.0f, to);
-            add_product(d, second + j * k, k, t / 254.0f, scale[j] / 254.0f, to);
         }
     }
     free(first);
     free(second);
     free(p);
-    free(d);
     free(scale);
 }
 
@@ -283,7 +312,7 @@ static float *weights(size_t n, size_t k)
 }
 
 /* Every number of rows, on several threads, against max_rows at once in integers; every fifth
- * row of x has one number that is 60 times as large as the others. */
+ * row of x has numbers that are 60 times as large as the others. */
 static void check_products(size_t n, size_t k, size_t max_rows, bon_route route, int threads)
 {
     const size_t ldx = k + 3, ldy = n + 2;
@@ -291,7 +320,8 @@ static void check_products(size_t n, size_t k, size_t max_rows, bon_route route,
     float *want = malloc(max_rows * ldy * sizeof *want), *y = malloc(max_rows * ldy * sizeof *y);
     CHECK(x && want && y);
     for (size_t i = 0; i < max_rows * ldx; i++) x[i] = noise();
-    for (size_t r = 2; r < max_rows; r += 5) x[r * ldx + r % k] = 60.0f;
+    for (size_t r = 2; r < max_rows; r += 5)
+        for (size_t i = r % k; i < k; i += 331) x[r * ldx + i] = i % 2 ? 60.0f : -45.0f;
     expected(w, x, n, k, max_rows, ldx, route, want, ldy);
     bon_matrix *m;
     CHECK(bon_matrix_create(n, k, BON_I8, &m) == BON_OK);
@@ -466,7 +496,8 @@ int main(void)
     test_largest_finds_every_place_and_every_nan();
     test_activations_are_rounded_and_exchanged();
     test_activations_of_zero_and_of_what_is_not_finite();
-    test_digits_are_rounded_and_summed();
+    test_digits_and_what_is_beyond_them();
+    test_as_many_beyond_as_there_can_be();
     test_digits_of_zero_and_of_what_is_not_finite();
     test_kernels_of_every_instruction_set_sum_exactly();
     test_products_are_those_of_whole_numbers();
