@@ -11,7 +11,8 @@
  *
  * Columns of a score row: prompt token t is column t, own token t is column
  * own_column + t, where own_column is the prompt's length rounded up to whole
- * blocks. Blocks come in twos of panels, so every product writes whole blocks.
+ * blocks. Products write whole panels: columns of the last one that no token has hold whatever
+ * the block held, and are cleared or not read.
  *
  * With `dot` products read queries and weights as bfloat16; a row of weights then fills the
  * first half of its row of scores. The sum is that of the rounded weights, and the largest is 1,
@@ -363,7 +364,7 @@ void bon_attention(bon_cache *cache, bool dot, const bon_arch *arch, size_t laye
             s.head = hand.task % arch->kv_heads;
             store(cache, &s, &items[hand.task / arch->kv_heads], runs, qkv);
         }
-#pragma omp barrier
+#pragma omp barrier /* items read what others store: of their run, or of a run that is a prefix */
         for (bon_hand hand = {0}; bon_deal_take(&second, &hand);) {
             s.head = hand.task % arch->kv_heads;
             attend(s, &items[hand.task / arch->kv_heads], runs, qkv, out, &w);

@@ -41,7 +41,8 @@ size_t bon_attention_scratch(const bon_arch *arch, size_t rows, size_t context, 
  *   dot      with a cache of bfloat16: queries and the softmax's weights are rounded to
  *            bfloat16 too, and products are the processor's (kernels.h); else both stay float32
  *   qkv      [rows, heads*head_dim | kv_heads*head_dim | kv_heads*head_dim], after rope; keys
- *            and values are stored in the cache first
+ *            and values are stored in the cache first, all before any is read: a prefix may be
+ *            what another run of the batch writes
  *   out      [rows, heads*head_dim]; may not overlap qkv
  *   scratch  bon_attention_scratch bytes, 64-byte aligned
  */

@@ -184,7 +184,7 @@ static void pack_panel(const bon_matrix *m, size_t panel, size_t lane, size_t ro
         out += used * BON_PANEL;
     }
     for (size_t r = 0; m->rough && r < rows; r++)
-        m->rough[first + r] = bon_i8_is_rough(&loss[r], m->k, BON_I8_LOSS);
+        m->rough[first + r] = bon_i8_is_rough(&loss[r], m->k);
 }
 
 /* -- int8: scales, and second digits ----------------------------------------- */

@@ -25,7 +25,7 @@
  *             of each row; sums of whole numbers.
  *   dot       own kernels with the processor's products of short numbers: activations are
  *             rounded to what the weights are, bfloat16 (AVX512_BF16; chains of pairs) or int8
- *             with a second digit for rough rows (AVX512_VNNI; sums of whole numbers).
+ *             and what few inputs have beyond it (AVX512_VNNI; sums of whole numbers).
  *             In bfloat16 subnormal numbers count as zero, whatever the processor's mode.
  *   onednn    dnnl matmul (onednn.h) on blocks of fixed size: a product costs
  *             as much as one of a whole number of blocks. For bfloat16 the

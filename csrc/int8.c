@@ -79,9 +79,9 @@ void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8
     loss->size += total(size);
 }
 
-bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k, double most)
+bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k)
 {
-    return sqrt(loss->error * (double)k) > most * loss->size;
+    return sqrt(loss->error * (double)k) > BON_I8_LOSS * loss->size;
 }
 
 float bon_i8_activations(const float *x, size_t k, size_t padded, int levels, int16_t *p)

@@ -23,7 +23,7 @@
 
 #define BON_I8_MOST 127          /* largest |q| */
 #define BON_I8_LOSS 0.02         /* root mean square of the error over the mean |w| */
-#define BON_I8_FAR 13            /* means: 127 steps, so the error is 3 % of the mean at most */
+#define BON_I8_FAR 13            /* means are 127 steps: the error is 3 % of the mean (root mean square) */
 #define BON_I8_MAX_INPUTS 131072 /* beyond it activations would have less than 8 bits */
 
 /* Largest |p| for rows of k inputs, k <= BON_I8_MAX_INPUTS. */
@@ -40,8 +40,8 @@ typedef struct {
 /* q[i] = x[i] / scale to the nearest whole number, ties to even, at most 127; 0 for scale 0. */
 void bon_i8_weights(const float *x, size_t count, float scale, int8_t *q, bon_i8_loss *loss);
 
-/* Whether that is more than `most` of a row of k: root mean square of the error over the mean. */
-bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k, double most);
+/* Whether that is more than BON_I8_LOSS of a row of k. */
+bool bon_i8_is_rough(const bon_i8_loss *loss, size_t k);
 
 /* A row of k activations as p [padded], of each four the second and third exchanged, as the
  * kernels read them, zeros behind. Returns t, or NaN where x is not finite. */

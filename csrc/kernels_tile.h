@@ -36,8 +36,8 @@
 #define MAX_VECS (4 * VECS)
 #define FEW_TILES 8 /* more of them do not ask for the panels that come next */
 #define BLOCK 512 /* lines */
-#define TURNS 2   /* of a tile's loop between which it asks: in small bursts, or lines that
-                   * are at hand wait behind those that come from memory */
+#define BURST 8   /* lines after which a tile asks again: few, or lines that are at hand wait
+                   * behind those that come from memory */
 #define LINE 64 /* bytes: one word of each lane, an input of float32, 2 of bfloat16, 4 of int8 */
 /* With UBSan's check of every unrolled address the compiler needs half a minute
  * per file; a wrong address is found by ASan as well. */
@@ -60,8 +60,7 @@ typedef struct {
     bool accumulate;
     const char *next;     /* panels to be multiplied after these, or NULL */
     size_t inputs, words; /* in a line: numbers of a panel, words of a row of x */
-    size_t lines;         /* of a panel in a turn of a tile's loop */
-    const char *ahead;    /* panels to prefetch: `asks` lines per turn, */
+    const char *ahead;    /* panels to prefetch: `asks` lines per burst, */
     size_t asks, hurry;   /* and then `hurry` bytes on */
 } task;
 
@@ -164,7 +163,7 @@ INLINE void tile_words(size_t R, size_t W, bool ask, const task *t)
     begin(R, W, t, acc);
     size_t i = 0;
     while (i + 4 <= t->k) {
-        const size_t turns = (t->k - i) / 4 < TURNS ? (t->k - i) / 4 : TURNS;
+        const size_t turns = (t->k - i) / 4 < BURST / 4 ? (t->k - i) / 4 : BURST / 4;
         if (ask) prefetch(W, t, &c);
         for (const size_t stop = i + 4 * turns; i < stop; i += 4) {
             UNROLL for (size_t line = 0; line < 4; line++) line_words(R, W, t, &c, line, acc);
@@ -200,7 +199,7 @@ INLINE void tile_bf16(size_t R, size_t W, bool ask, const task *t)
     begin(R, W, t, acc);
     size_t i = 0;
     while (i + 4 <= t->k) {
-        const size_t turns = (t->k - i) / 4 < TURNS ? (t->k - i) / 4 : TURNS;
+        const size_t turns = (t->k - i) / 4 < BURST / 2 ? (t->k - i) / 4 : BURST / 2;
         if (ask) prefetch(W, t, &c);
         for (const size_t stop = i + 4 * turns; i < stop; i += 4) {
             UNROLL for (size_t line = 0; line < 2; line++) line_bf16(R, W, t, &c, line, true, acc);
@@ -248,7 +247,7 @@ INLINE void tile_i8(size_t R, size_t W, bool ask, const task *t)
     begin(R, W, t, acc);
     size_t i = 0;
     while (i + 8 <= t->k) {
-        const size_t turns = (t->k - i) / 8 < TURNS ? (t->k - i) / 8 : TURNS;
+        const size_t turns = (t->k - i) / 8 < BURST / 2 ? (t->k - i) / 8 : BURST / 2;
         if (ask) prefetch(W, t, &c);
         for (const size_t stop = i + 8 * turns; i < stop; i += 8) {
             UNROLL for (size_t line = 0; line < 2; line++) line_i8(R, W, t, &c, line, acc);
@@ -325,7 +324,7 @@ static void block(task t, const shape *s, size_t rows, const char *next)
 {
     const size_t tiles = (rows + s->rows - 1) / s->rows;
     t.ahead = next;
-    t.hurry = next ? TURNS * t.lines * LINE / tiles : 0;
+    t.hurry = next ? BURST * LINE / tiles : 0;
     t.asks = (t.hurry + LINE - 1) / LINE;
     void (*const tile)(const task *, size_t) = tiles > FEW_TILES ? s->many : s->few;
     for (size_t left = tiles; left > 0; left--) {
@@ -333,7 +332,7 @@ static void block(task t, const shape *s, size_t rows, const char *next)
         tile(&t, height);
         t.x += height * t.ldx;
         t.y += height * t.ldy;
-        if (next) t.ahead += t.k / (t.inputs * t.lines) * t.hurry / TURNS;
+        if (next) t.ahead += t.k / t.inputs * t.hurry / BURST;
         rows -= height;
     }
 }
@@ -373,7 +372,7 @@ static void words(const void *panels, size_t count, size_t stride, size_t k, con
 {
     const task t = {.panels = panels, .stride = stride * sizeof(float),
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .next = next, .inputs = 1, .words = 1, .lines = 4};
+                    .accumulate = accumulate, .next = next, .inputs = 1, .words = 1};
     product(t, words_shapes, count, rows);
 }
 
@@ -392,7 +391,7 @@ static void bf16(const uint16_t *panels, size_t count, size_t stride, size_t k,
 {
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = x, .ldx = ldx, .y = y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .next = next, .inputs = 2, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .next = next, .inputs = 2, .words = 2};
     product(t, bf16_shapes, count, rows);
 }
 
@@ -403,7 +402,7 @@ static void i8(const int8_t *panels, size_t count, size_t stride, size_t k, cons
     const task t = {.panels = (const char *)panels, .stride = stride * sizeof *panels,
                     .k = k, .x = (const float *)(const void *)x, .ldx = ldx / 2,
                     .y = (float *)(void *)y, .ldy = ldy, .apart = apart,
-                    .accumulate = accumulate, .next = next, .inputs = 4, .words = 2, .lines = 2};
+                    .accumulate = accumulate, .next = next, .inputs = 4, .words = 2};
     product(t, i8_shapes, count, rows);
 }
 

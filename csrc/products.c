@@ -147,7 +147,8 @@ static void multiply_panels(const product *p, const void *panels, size_t count, 
         const void *x = (const char *)p->x + (row * p->ldx + k) * p->size;
         const size_t part = bon_smaller(step, width - k);
         const bool go_on = k > 0;
-        const void *next = more ? (const char *)from + count * stride * size : NULL;
+        const void *next = k + step < width ? (const char *)from + step * BON_PANEL * size
+                           : more ? (const char *)panels + count * stride * size : NULL;
 #define CALL(KERNEL)                                                                       \
     KERNEL(from, count, stride, part, x, rows, p->ldx, y, ldy, BON_PANEL, go_on, next)
         if (dtype == BON_F32)
@@ -222,10 +223,9 @@ static void add_fine(const product *p, size_t panel, size_t row, size_t rows, fl
 
 /* -- products -------------------------------------------------------------- */
 
-/* Panels dealt at a time, where a block has so many rows: few enough that all threads end at
- * about the same time, which costs little as panels of one group are asked for in the one
- * before; and a multiple of those that kernels take side by side: two, or four
- * where rows are few. */
+/* Panels dealt at a time, where a block has so many rows: few, so that all threads end at about
+ * the same time, and a multiple of those that kernels take side by side: two, or four where rows
+ * are few. */
 static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
     const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;

@@ -134,7 +134,8 @@ static void test_digits_and_what_is_beyond_them(void)
     CHECK(seen > 20);
 }
 
-/* About as many as the rule allows: all but every fourteenth are 0. */
+/* About as many as the rule allows: all but every fourteenth are 0, so they are 14 means each,
+ * and 127 * 14/13 is 137. */
 static void test_as_many_beyond_as_there_can_be(void)
 {
     enum { K = 1302, EVERY = 14 };
@@ -145,7 +146,7 @@ static void test_as_many_beyond_as_there_can_be(void)
     size_t n_far, large = 0;
     for (size_t i = 0; i < K; i += EVERY, large++) x[i] = i % 4 ? 5.0f : -5.0f;
     CHECK(bon_i8_digits(x, K, 1312, p, &added, far, &n_far) > 0.0f);
-    CHECK(n_far == large && n_far <= bon_i8_most_far(K)); /* 14 means each, and 127 * 14/13 is 137 */
+    CHECK(n_far == large && n_far <= bon_i8_most_far(K));
     for (size_t f = 0; f < n_far; f++) CHECK(far[f].beyond == (x[far[f].input] > 0 ? 10 : -10));
 }
 
