@@ -230,7 +230,8 @@ static size_t group_size(size_t panels, size_t threads, size_t rows)
 {
     const size_t most = bon_smaller(Y_BLOCK / rows, GROUP) / 2 * 2;
     const size_t wide = rows > FEW_ROWS ? 2 : 4;
-    const size_t whole = panels / (MANY_DEALS * threads) / wide * wide;
+    const size_t deals = rows > FEW_ROWS ? MANY_DEALS : 4; /* few rows are soon done */
+    const size_t whole = panels / (deals * threads) / wide * wide;
     return bon_smaller(whole < wide ? wide : whole, most);
 }
 
