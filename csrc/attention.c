@@ -29,7 +29,7 @@
 #include "threads.h"
 #include "vecmath.h"
 
-#define ITEM_ROWS 32    /* at most */
+#define ITEM_ROWS 32     /* at most */
 #define LEAST_QUERIES 24 /* of an item, where it could have more */
 #define DEALS 2          /* for each thread, at least, where items can be that many */
 
