@@ -23,7 +23,7 @@
 
 #define BON_I8_MOST 127          /* largest |q| */
 #define BON_I8_LOSS 0.02         /* root mean square of the error over the mean |w| */
-#define BON_I8_FAR 13            /* means are 127 steps: the error is 3 % of the mean (root mean square) */
+#define BON_I8_FAR 13            /* means are 127 steps: 3 % of the mean are lost (rms) */
 #define BON_I8_MAX_INPUTS 131072 /* beyond it activations would have less than 8 bits */
 
 /* Largest |p| for rows of k inputs, k <= BON_I8_MAX_INPUTS. */
